@@ -16,7 +16,7 @@ answer's tokens in nats: under the policy being trained, under that of the start
 the answer; all tokens of an answer share it, so it is also the derivative by the sum `new`. The derivatives are yours to get
 right: compare them with differences of the loss before a run. `{"error": "..."}` ends the run with these words.
 
-Only rank 0 asks, and all ranks hear the same, so random numbers do no harm. Whatever is printed beside the answers breaks
+Only rank 0 asks, and all ranks hear the same, so random numbers do no harm. Whatever is printed among the answers breaks
 the exchange: write to standard error, which is in the log of the learner.
 """
 

@@ -1,6 +1,6 @@
 """Runs what there is to show on a GPU, the most important first, and prints one table with verdicts.
 
-`prove.sh` beside this file finds libtorch and calls it. Needs nothing but the standard library. Each check is a program of this
+`prove.sh` next to this file finds libtorch and calls it. Needs nothing but the standard library. Each check is a program of this
 repository; what it printed is kept in OUT. Exit code 0: nothing failed, 1: something did.
 """
 

@@ -56,7 +56,7 @@ def driver_functions() -> list[str]:
 
 
 def compile_library(name: str, symbols: list[str], include: list[str]) -> None:
-    """A function of every name; those that the source beside this file does not have do nothing and succeed."""
+    """A function of every name; those that the source next to this file does not have do nothing and succeed."""
     source = HERE / f"{name}.cpp"
     own = set(re.findall(r"^EXPORT .*?(\w+)\(", source.read_text(), re.MULTILINE))
     rest = BUILD / f"{name}_rest.c"

@@ -5,7 +5,7 @@
 
 Prints a JSON line for each job, of which there may be several: how far the weights of the folder `replayed` are from
 those computed here, and how far these have moved from where they started. Needs Python 3.11 and torch, nothing else;
-models of the Qwen2 and Qwen3 architectures in float32. `objectives.py` beside it has the losses.
+models of the Qwen2 and Qwen3 architectures in float32. `objectives.py` next to it has the losses.
 """
 
 import argparse

@@ -76,7 +76,7 @@ def hidden_states(tokens, positions, bounds, masks):
 
 
 def pack():
-    """All groups behind each other: inputs, positions, rows that predict, and what attends to what."""
+    """All groups one after the other: inputs, positions, rows that predict, and what attends to what."""
     prompt, samples = work["prompt_tokens"], work["samples"]
     positions, predictors, owner, bounds, masks, total = [], [], [], [], [], 0
     for group in range(work["groups"]):

@@ -53,7 +53,7 @@ pub fn hosts(count: u8) -> Result<Option<Vec<Host>>> {
     Ok(Some(hosts))
 }
 
-/// Makes a host with only a loopback interface, whose processes reach nobody outside. Returns `None`, reported on standard error,
+/// Makes a host with only a loopback interface, whose processes reach no other host. Returns `None`, reported on standard error,
 /// where that is not possible.
 ///
 /// # Errors

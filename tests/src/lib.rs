@@ -261,7 +261,7 @@ impl Job {
         // The safetensors layout: eight bytes of header length, the header, then float32 values.
         let (length, rest) = file.split_first_chunk::<8>().context("a safetensors file has a header")?;
         let header = usize::try_from(u64::from_le_bytes(*length)).context("a header's length")?;
-        let (values, _) = rest.get(header..).context("values behind the header")?.as_chunks::<4>();
+        let (values, _) = rest.get(header..).context("values after the header")?.as_chunks::<4>();
         Ok(values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
     }
 

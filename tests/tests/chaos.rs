@@ -136,7 +136,7 @@ struct Victim {
     stopped: Vec<(RunProcess, Instant)>,
     /// When a stopped `pacs run` is continued.
     run_stopped: Option<Instant>,
-    /// When a cut network is mended.
+    /// When a cut network is restored.
     cut: Option<Instant>,
     /// When a full disk is cleared.
     full: Option<Instant>,

@@ -19,7 +19,7 @@ fn job(steps: i64) -> Result<Job> {
 }
 
 #[test]
-fn a_full_disk_loses_nothing_and_is_said_plainly() -> Result<()> {
+fn a_full_disk_loses_nothing_and_is_reported() -> Result<()> {
     let job = job(2)?;
     job.start()?.wait()?.expect_code(0);
     let state = job.run_path("checkpoints/step-000002/training-state.safetensors");
@@ -30,7 +30,7 @@ fn a_full_disk_loses_nothing_and_is_said_plainly() -> Result<()> {
     let ended = job.start_with_full_disk(FULL_AT)?.wait()?;
     assert!(![Some(0), Some(2)].contains(&ended.code), "the last checkpoint could not be written: {ended:?}");
     let said = format!("{}{}", ended.stdout, ended.stderr);
-    for words in ["the checkpoint of step 3 could not be saved, the run goes on without it", "File too large"] {
+    for words in ["the checkpoint of step 3 could not be saved, the run continues without it", "File too large"] {
         assert!(said.contains(words), "`{words}` is not in\n{said}");
     }
     // The journal is on the same disk, so either failure may come first.
@@ -45,7 +45,7 @@ fn a_full_disk_loses_nothing_and_is_said_plainly() -> Result<()> {
 }
 
 #[test]
-fn a_run_waits_for_room_on_a_full_disk_and_goes_on_by_itself() -> Result<()> {
+fn a_run_waits_for_room_on_a_full_disk_and_resumes_by_itself() -> Result<()> {
     const STEPS: u64 = 40;
     let job = job(STEPS as i64)?.on_small_disk(64)?;
     let mut run = job.start()?;
@@ -84,7 +84,7 @@ fn a_journal_that_a_full_disk_does_not_let_open_waits_for_the_next_start() -> Re
     let ended = job.start_with_full_disk(4096)?.wait()?;
     ended.expect_code(75);
     assert!(ended.stderr.contains("journal"), "{ended:?}");
-    assert!(!job.run_path("journal-aside").exists(), "a journal that is whole was put aside");
+    assert!(!job.run_path("journal-aside").exists(), "a journal that is whole was set aside");
 
     let ended = job.start()?.wait()?;
     ended.expect_code(0);
@@ -93,7 +93,7 @@ fn a_journal_that_a_full_disk_does_not_let_open_waits_for_the_next_start() -> Re
 }
 
 #[test]
-fn a_journal_that_cannot_be_there_is_not_tried_again() -> Result<()> {
+fn an_impossible_journal_is_not_retried() -> Result<()> {
     let job = job(2)?;
     fs::create_dir(job.run_path(""))?;
     fs::write(job.run_path("journal"), "a file in the place of a folder")?;
@@ -119,7 +119,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_it_used_with_more_ranks() ->
     let said = format!("{}{}", ended.stdout, ended.stderr);
     assert!(said.contains("step-000003/training-state.safetensors` is damaged"), "{said}");
     assert!(said.contains("resumed from step 2 of 4"), "{said}");
-    assert!(job.run_path("checkpoints/damaged-000003").exists(), "it is put aside, not removed");
+    assert!(job.run_path("checkpoints/damaged-000003").exists(), "it is set aside, not removed");
     assert_eq!(steps(&job)?, [1, 2, 3, 4]);
     Ok(())
 }

@@ -46,7 +46,7 @@ fn ending(cluster: &Cluster) -> String {
 }
 
 #[test]
-fn roles_find_each_other_leave_on_a_signal_and_go_on() -> Result<()> {
+fn roles_find_each_other_leave_on_a_signal_and_resume() -> Result<()> {
     let mut cluster = cluster(STEPS)?;
     for (signal, word) in [(Signal::SIGTERM, "terminated\n"), (Signal::SIGUSR1, "warned\n")] {
         start_all(&mut cluster, &["--grace", "120"])?;

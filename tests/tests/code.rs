@@ -193,7 +193,7 @@ fn no_trick_earns_a_reward() -> Result<()> {
 }
 
 #[test]
-fn a_reference_that_is_none_is_the_failure_of_the_verifier() -> Result<()> {
+fn an_invalid_reference_is_a_failure_of_the_verifier() -> Result<()> {
     let missing = MAY_BE_MISSING.iter().flat_map(|&layer| ["--allow-missing", layer]);
     let arguments: Vec<&str> = ["verify", "code", "--input", "-"].into_iter().chain(missing).collect();
     let rows = [

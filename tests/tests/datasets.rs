@@ -23,7 +23,7 @@ fn worked_solutions_with_a_marked_answer() -> Result<()> {
     trains_on(&root().join("tests/cases/datasets/solutions.jsonl"), "36 of 36 rows used")
 }
 
-/// Messages, nested references and columns that nobody asked for, as verl's sets (DAPO) have them.
+/// Messages, nested references and superfluous columns, as verl's sets (DAPO) have them.
 #[test]
 fn messages_with_a_nested_reference() -> Result<()> {
     let fields = "questions from `prompt`, answers from `reward_model.ground_truth`";

@@ -99,7 +99,7 @@ const OFFSPRING: &str = "(while :; do :; done) & note $!
 const OFFSPRING_SIZE: usize = 4;
 
 #[test]
-fn they_know_nothing_of_the_environment_but_what_is_allowed() -> Result<()> {
+fn they_get_allowed_environment_variables_only() -> Result<()> {
     let names = |options: &[&str]| -> Result<Vec<String>> {
         let trial = Trial::new("note \"$(env)\"; right")?;
         ensure!(trial.judged(options)?.contains("correct"));
@@ -183,7 +183,7 @@ fn what_they_have_started_in_a_sandbox_ends_with_the_verifier() -> Result<()> {
 }
 
 #[test]
-fn how_they_end_is_told() -> Result<()> {
+fn exits_are_described() -> Result<()> {
     for (judge, said) in [
         ("exit 3", "ended with exit code 3"),
         ("kill -SEGV $$", "was killed by signal 11"),
@@ -264,7 +264,7 @@ fn is_populated(group: &str) -> bool {
 }
 
 #[test]
-fn what_forks_faster_than_anybody_can_look_ends_with_its_control_group() -> Result<()> {
+fn a_fork_bomb_ends_with_its_control_group() -> Result<()> {
     let Some(prefix) = way_to_groups() else {
         eprintln!("SKIPPED: this user may not make control groups (version 2), nor mount them");
         return Ok(());

@@ -160,7 +160,7 @@ fn samples_and_verdicts_that_nobody_asked_for_are_refused_and_the_run_finishes()
         let long = v1::Sample { tokens: vec![7; tokens], logprobs: vec![-0.5; tokens], ..honest_sample(0) };
         let status = client.submit_sample(request(long, 0)).await.err().context("a million tokens were accepted")?;
         ensure!(status.code() == Code::OutOfRange && status.message().contains("limit"), "{status}");
-        // Unknown weights, an index outside the group, and somebody else's lease.
+        // Unknown weights, an index outside the group, and another worker's lease.
         for (what, version, index, lease_id) in [
             ("weights of the future", 99, 0, lease.lease_id),
             ("a sample too many", 0, 99, lease.lease_id),

@@ -159,7 +159,7 @@ fn names_of_the_hub_are_looked_at_and_fetched_before_a_run() -> Result<()> {
 }
 
 #[test]
-fn what_cannot_be_had_is_one_error_that_says_what_to_do() -> Result<()> {
+fn an_unavailable_file_is_one_error_that_says_what_to_do() -> Result<()> {
     let (server, job) = (hub()?, job()?);
     let spec = job.write_spec()?.display().to_string();
     let run_dir = job.path("run").display().to_string();

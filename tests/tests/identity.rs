@@ -1,4 +1,4 @@
-//! Runs on one machine are told apart by the run id, which workers carry, and not by ports or worker names.
+//! Runs on one machine are distinguished by the run id, which workers carry, and not by ports or worker names.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -113,7 +113,7 @@ fn the_workers_of_a_killed_run_do_not_join_another_on_its_port() -> Result<()> {
     let ended = first.start_with(&options)?.wait()?;
     ended.expect_code(0);
     for worker in WORKERS {
-        assert!(ended.stdout.contains(&format!("worker {worker} is still there")), "{}", ended.stdout);
+        assert!(ended.stdout.contains(&format!("worker {worker} is still alive")), "{}", ended.stdout);
     }
     first.check_every_step_once(12)?;
     first.check_no_panic()
@@ -150,14 +150,14 @@ fn the_workers_of_a_killed_run_ask_nothing_of_a_coordinator_that_they_cannot_kno
     let ended = first.start_with(&["--listen", &listen])?.wait()?;
     ended.expect_code(0);
     for worker in WORKERS {
-        assert!(ended.stdout.contains(&format!("worker {worker} is still there")), "{}", ended.stdout);
+        assert!(ended.stdout.contains(&format!("worker {worker} is still alive")), "{}", ended.stdout);
     }
     first.check_every_step_once(12)?;
     assert!(!first.run_path("certificates").exists(), "no key stays of a run that has ended");
     first.check_no_panic()
 }
 
-/// Without a run's certificates nobody can read or stop it through its port, in plain text or with other certificates. Its user's
+/// Without a run's certificates it cannot be read or stopped through its port, in plain text or with other certificates. Its user's
 /// commands find them in the run folder.
 #[test]
 fn only_who_can_read_the_run_folder_can_command_the_run() -> Result<()> {
@@ -204,9 +204,9 @@ fn only_who_can_read_the_run_folder_can_command_the_run() -> Result<()> {
 }
 
 /// Workers that had not registered are missing in the journal. If the next start did not adopt them, it would start a second worker
-/// of each name and nobody would end these.
+/// of each name and these would never be ended.
 #[test]
-fn workers_that_had_not_registered_yet_are_adopted() -> Result<()> {
+fn unregistered_workers_are_adopted() -> Result<()> {
     let job = job("young", 4)?;
     let run = job.start()?;
     let workers = || Ok::<_, anyhow::Error>(if job.run_id().is_ok() { job.workers()? } else { Vec::new() });
@@ -221,7 +221,7 @@ fn workers_that_had_not_registered_yet_are_adopted() -> Result<()> {
     let ended = run.wait()?;
     ended.expect_code(0);
     for worker in WORKERS {
-        assert!(ended.stdout.contains(&format!("worker {worker} is still there")), "{}", ended.stdout);
+        assert!(ended.stdout.contains(&format!("worker {worker} is still alive")), "{}", ended.stdout);
     }
     job.check_every_step_once(4)?;
     job.check_no_panic()
@@ -242,7 +242,7 @@ fn a_run_whose_port_was_taken_finds_its_workers_all_the_same() -> Result<()> {
     let ended = first.start_with(&["--plaintext"])?.wait()?;
     ended.expect_code(0);
     for worker in WORKERS {
-        assert!(ended.stdout.contains(&format!("worker {worker} is still there")), "{}", ended.stdout);
+        assert!(ended.stdout.contains(&format!("worker {worker} is still alive")), "{}", ended.stdout);
     }
     first.check_every_step_once(12)?;
     first.check_no_panic()?;
@@ -256,7 +256,7 @@ fn a_run_whose_port_was_taken_finds_its_workers_all_the_same() -> Result<()> {
 /// The restarted coordinator takes another port, and nothing answers at the old one.
 #[test]
 fn a_run_that_starts_again_at_another_port_is_found_in_its_folder() -> Result<()> {
-    // Below the time after which workers give up a silent coordinator and look it up in any case.
+    // Below the time after which workers abandon a silent coordinator and look it up in any case.
     const SILENCE: Duration = Duration::from_secs(110);
     // Enough steps to observe the run on a fast machine.
     const STEPS: u64 = 60;
@@ -418,7 +418,7 @@ fn a_command_without_a_target_means_the_one_run_that_lives() -> Result<()> {
         Ok((output.status.code(), text(&output.stdout), text(&output.stderr)))
     };
     let (code, _, said) = asked(&["status"])?;
-    assert!(code == Some(2) && said.contains("no run of yours lives"), "{said}");
+    assert!(code == Some(2) && said.contains("no run of yours is live"), "{said}");
 
     let mut one = first.start_at_any_port()?;
     wait_for_step(&mut one, 1)?;
@@ -458,7 +458,7 @@ fn a_command_without_a_target_means_the_one_run_that_lives() -> Result<()> {
     assert_eq!(code, Some(0), "{said}");
     two.wait()?.expect_code(75);
     let (code, _, said) = asked(&["status"])?;
-    assert!(code == Some(2) && said.contains("no run of yours lives"), "{said}");
+    assert!(code == Some(2) && said.contains("no run of yours is live"), "{said}");
     Ok(())
 }
 

@@ -29,7 +29,7 @@ fn kill_after(mut run: Run, step: u64, phase: Option<&str>) -> Result<()> {
 }
 
 #[test]
-fn a_run_that_is_killed_goes_on_from_its_journal() -> Result<()> {
+fn a_killed_run_resumes_from_its_journal() -> Result<()> {
     let undisturbed = job(0)?;
     undisturbed.start()?.wait()?.expect_code(0);
 
@@ -45,7 +45,7 @@ fn a_run_that_is_killed_goes_on_from_its_journal() -> Result<()> {
 }
 
 #[test]
-fn a_run_ahead_of_its_learners_goes_on_too() -> Result<()> {
+fn an_asynchronous_run_resumes_too() -> Result<()> {
     let job = job(1)?;
     for (step, phase) in [(1, Some("training")), (4, None)] {
         kill_after(job.start()?, step, phase)?;
@@ -55,7 +55,7 @@ fn a_run_ahead_of_its_learners_goes_on_too() -> Result<()> {
 }
 
 #[test]
-fn a_run_folder_that_was_copied_elsewhere_goes_on_there() -> Result<()> {
+fn a_copied_run_folder_resumes_in_its_new_place() -> Result<()> {
     // With a curriculum the history of problems must survive the kills, too: other draws would end in other weights.
     let job = || Ok::<_, anyhow::Error>(job(0)?.with("data.difficulty_floor", 0.2).with("data.retire_after", 3));
     let undisturbed = job()?;
@@ -100,7 +100,7 @@ fn evaluation() -> Result<Job> {
 }
 
 #[test]
-fn an_evaluation_whose_processes_are_all_killed_keeps_its_samples_and_says_the_same() -> Result<()> {
+fn an_evaluation_whose_processes_are_all_killed_keeps_its_samples_and_result() -> Result<()> {
     const SAMPLES: usize = 40 * 24 + 20 * 16;
     let undisturbed = evaluation()?;
     let ended = undisturbed.start_evaluation(&[])?.wait()?;

@@ -9,7 +9,7 @@ use pacs_tests::Job;
 const STEPS: i64 = 100;
 
 #[test]
-fn a_run_goes_on_with_the_ranks_that_remain_and_grows_again() -> Result<()> {
+fn a_run_continues_with_the_remaining_ranks_and_grows_again() -> Result<()> {
     let job = Job::tiny()?.with("batch.steps", STEPS).with("checkpoint.every_steps", 2).with("resources.learners", 2);
     let job = job.with("resources.min_learners", 1).with("resources.learner_wait_seconds", 1);
     let job = job.with("resources.sharding", "shard_optimizer");
@@ -42,7 +42,7 @@ fn a_run_goes_on_with_the_ranks_that_remain_and_grows_again() -> Result<()> {
 }
 
 #[test]
-fn a_learner_that_is_asked_to_end_is_not_lost_but_leaves_when_its_step_is_saved() -> Result<()> {
+fn a_learner_that_is_asked_to_end_leaves_when_its_step_is_saved() -> Result<()> {
     let job = Job::tiny()?.with("batch.steps", 40).with("checkpoint.every_steps", 40);
     let job = job.with("resources.learners", 2).with("evaluation.before", false).with("evaluation.after", false);
     let mut run = job.start()?;

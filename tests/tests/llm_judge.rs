@@ -99,7 +99,7 @@ fn verdicts_are_read_and_remembered() -> Result<()> {
 }
 
 #[test]
-fn what_goes_wrong_is_a_failure_and_never_a_wrong_answer() -> Result<()> {
+fn errors_are_failures_and_never_wrong_answers() -> Result<()> {
     let (url, _) = endpoint(vec![
         (503, "busy".into()),
         said(r#"{"verdict": "correct"}"#),

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 /// Many more steps than faults, because polling may miss a short phase, which is then awaited in the next step.
 const STEPS: u64 = 40;
-/// Steps after which a phase that polling keeps missing is given up, and the fault strikes in any phase.
+/// Steps after which a phase that polling keeps missing is skipped, and the fault strikes in any phase.
 const STEPS_TO_MEET: u64 = 4;
 
 fn job() -> Result<Job> {
@@ -26,7 +26,7 @@ fn lost_generations(status: &Value) -> u64 {
 type Fault = (u64, &'static str, u32, u64);
 
 #[test]
-fn whichever_rank_dies_whenever_the_weights_are_those_of_an_undisturbed_run() -> Result<()> {
+fn a_rank_that_dies_at_any_time_does_not_change_the_weights() -> Result<()> {
     survives(
         "replicated",
         &[
@@ -44,7 +44,7 @@ fn whichever_rank_dies_whenever_the_weights_are_those_of_an_undisturbed_run() ->
 }
 
 #[test]
-fn a_rank_that_dies_with_its_part_of_a_checkpoint_half_written_takes_nothing_along() -> Result<()> {
+fn a_rank_that_dies_while_writing_a_checkpoint_harms_no_other_state() -> Result<()> {
     // The checkpoint of the step before is written in the background meanwhile, and either rank has written part of it.
     let faults = [(1, "sampling", 0, 0), (2, "sampling", 1, 3), (3, "saving", 0, 0), (4, "training", 1, 10)];
     for sharding in ["shard_optimizer", "shard_all"] {
@@ -86,7 +86,7 @@ fn survives(sharding: &str, faults: &[Fault]) -> Result<()> {
 }
 
 #[test]
-fn a_stopped_rank_is_left_behind_and_refused_when_it_comes_back() -> Result<()> {
+fn a_suspended_rank_is_excluded_and_refused_when_it_returns() -> Result<()> {
     let undisturbed = job()?;
     undisturbed.start()?.wait()?.expect_code(0);
 
@@ -94,7 +94,7 @@ fn a_stopped_rank_is_left_behind_and_refused_when_it_comes_back() -> Result<()> 
     let mut run = disturbed.start()?;
     run.wait_until("training", |status| status["step"].as_u64() >= Some(2) && status["phase"] == "training")?;
     let stopped = run.signal_worker("learner-1", Signal::SIGSTOP)?;
-    // The stopped rank misses heartbeats, and the other rank is told so in the middle of its step.
+    // The stopped rank misses heartbeats, and the other rank learns of it in the middle of its step.
     run.wait_until("the loss", |status| lost_generations(status) >= 1)?;
     run.wait_until("the other rank to wait for a group", |status| {
         let workers = status["workers"].as_array().map(Vec::as_slice).unwrap_or_default();

@@ -50,6 +50,6 @@ fn a_step_that_takes_too_long_is_ended() -> Result<()> {
     let (output, json) = preflight(&Job::tiny()?, &["--preflight-timeout", "0"])?;
     assert_eq!(output.status.code(), Some(78), "{json:#}");
     let problem = json["problem"].as_str().context("a problem")?;
-    assert!(problem.starts_with("tiny step: no end of the tiny run within"), "{problem}");
+    assert!(problem.starts_with("tiny step: the tiny run did not end within"), "{problem}");
     Ok(())
 }

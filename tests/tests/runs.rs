@@ -82,7 +82,7 @@ fn a_deterministic_run_has_the_bits_of_one_learner_with_any_number_of_them() -> 
 }
 
 #[test]
-fn an_interrupted_run_saves_and_goes_on() -> Result<()> {
+fn an_interrupted_run_saves_and_resumes() -> Result<()> {
     let job = Job::tiny()?.with("batch.steps", 30);
     let mut last = 0;
     for signal in [Signal::SIGINT, Signal::SIGUSR1] {

@@ -103,7 +103,7 @@ fn killed_verifiers_change_no_verdict() -> Result<()> {
 }
 
 #[test]
-fn a_verifier_that_fails_a_third_of_all_tasks_teaches_nothing_wrong() -> Result<()> {
+fn a_verifier_that_fails_a_third_of_all_tasks_corrupts_no_label() -> Result<()> {
     let job = without_evaluation(Job::tiny()?);
     let fails = r#"crc=$(printf '%s' "$task" | cksum); crc=${crc%% *}
     case $((crc % 3)) in 0) answer failed "crc $crc";; 1) answer correct "crc $crc";; *) answer wrong "crc $crc";; esac"#;
@@ -134,7 +134,7 @@ fn a_verifier_that_fails_a_third_of_all_tasks_teaches_nothing_wrong() -> Result<
 }
 
 #[test]
-fn a_verifier_that_hangs_garbles_and_dies_is_replaced_and_its_samples_tried_again() -> Result<()> {
+fn a_verifier_that_hangs_garbles_and_dies_is_replaced_and_its_samples_retried() -> Result<()> {
     let job = without_evaluation(Job::tiny()?);
     // Each fault happens once, to the first task that arrives.
     let faults = format!(
@@ -162,7 +162,7 @@ fn a_verifier_that_hangs_garbles_and_dies_is_replaced_and_its_samples_tried_agai
     let log = fs::read_to_string(job.run_path("logs/verifier-0.log"))?;
     for expected in [
         "no verdict within 3 s",
-        "the answer of the verifier is no verdict",
+        "the answer of the verifier is not a verdict",
         "in `nonsense`",
         "`sh` ended with exit code 3; it wrote: no memory left",
     ] {
@@ -174,7 +174,7 @@ fn a_verifier_that_hangs_garbles_and_dies_is_replaced_and_its_samples_tried_agai
 }
 
 #[test]
-fn a_verifier_that_never_works_ends_the_run_with_a_sentence() -> Result<()> {
+fn a_verifier_that_never_works_ends_the_run_with_a_reason() -> Result<()> {
     let job = without_evaluation(Job::tiny()?);
     let job =
         job.with("verifier.kind", "exec").with("verifier.command", vec!["/no/such/verifier"]).without_extraction();

@@ -57,13 +57,13 @@ fn named(run: &mut Run, words: &str) -> Result<Value> {
 fn check_end(ended: &Ended, tries: u32, words: &str) {
     ended.expect_code(70);
     let said = format!("{}{}", ended.stdout, ended.stderr);
-    let sentence = format!("after {tries} tries to get the run on");
+    let sentence = format!("after {tries} attempts to recover");
     let is_said = said.lines().any(|line| line.contains(&sentence) && line.contains(words));
     assert!(is_said, "`{sentence}` and `{words}` are not in one line of\n{said}");
 }
 
 #[test]
-fn a_rollout_worker_that_stands_still_is_named_and_ends_the_run() -> Result<()> {
+fn a_stalled_rollout_worker_is_named_and_ends_the_run() -> Result<()> {
     let job = job(1)?;
     let mut run = job.start()?;
     look_until(&mut run, "a step", |status| step(status) >= 1)?;
@@ -78,7 +78,7 @@ fn a_rollout_worker_that_stands_still_is_named_and_ends_the_run() -> Result<()> 
 }
 
 #[test]
-fn a_verifier_that_stands_still_is_named_and_goes_on_where_it_was() -> Result<()> {
+fn a_stalled_verifier_is_named_and_resumes_where_it_was() -> Result<()> {
     let job = job(100)?;
     let mut run = job.start()?;
     look_until(&mut run, "a step", |status| step(status) >= 1)?;
@@ -95,7 +95,7 @@ fn a_verifier_that_stands_still_is_named_and_goes_on_where_it_was() -> Result<()
 }
 
 #[test]
-fn a_verifier_program_that_never_answers_is_started_again_and_then_ends_the_run() -> Result<()> {
+fn a_verifier_program_that_never_answers_is_restarted_and_then_ends_the_run() -> Result<()> {
     let job = job(2)?;
     // The program takes every task and never answers; its own timeout is longer than the watchdog's.
     let command = job.verifier_script(":")?;

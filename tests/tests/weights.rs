@@ -18,7 +18,7 @@ fn a_worker_on_another_host_receives_each_version_once() -> Result<()> {
 }
 
 #[test]
-fn hosts_hand_on_what_they_receive() -> Result<()> {
+fn hosts_relay_what_they_receive() -> Result<()> {
     let Some(links) = run_on(4, "stream")? else { return Ok(()) };
     let sent = links[0].1;
     // With a tree the learner sends two copies of a version, without it three. Its other traffic is negligible.

@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dear_items_are_spread_before_cheap_ones() {
+    fn expensive_items_are_spread_before_cheap_ones() {
         assert_eq!(balance(&[1, 2, 3, 4], 2), [0, 1, 1, 0]);
         assert_eq!(balance(&[5, 5, 5], 3), [0, 1, 2], "ties go to the lowest rank");
         assert_eq!(balance(&[u64::MAX, u64::MAX], 1), [0, 0], "loads do not overflow");

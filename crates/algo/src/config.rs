@@ -61,9 +61,9 @@ pub enum RewardMethod {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LabelWeights {
-    /// All one.
+    /// Every label has weight 1.
     None,
-    /// What is right and what is wrong of a question weigh the same: for labels between 0 and 1, too.
+    /// Right and wrong answers to a question have the same total weight, also with labels between 0 and 1.
     Question,
     /// Only positive labels count.
     OnlyPositive,

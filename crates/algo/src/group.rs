@@ -13,6 +13,7 @@ pub(crate) fn members_by_group(sequences: &[Sequence]) -> BTreeMap<u64, Vec<usiz
         groups.entry(sequence.group).or_default().push(index);
     }
     for members in groups.values_mut() {
+        // By content and not by index: sums over a group then have one order, whichever rank or pass a member came from.
         members.sort_by(|&a, &b| {
             let (a, b) = (&sequences[a], &sequences[b]);
             (a.new_logprob_sum.total_cmp(&b.new_logprob_sum))

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 pub enum KlKind {
     /// `x`: unbiased as a value. As a loss it is useless, for its expected gradient is 0.
     K1,
-    /// `|x|`.
+    /// `|x|`, where `x` is the log-ratio to the reference: always positive, and biased.
     Abs,
     /// `x² / 2`: biased as a value, its gradient is that of the divergence.
     K2,

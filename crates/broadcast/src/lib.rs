@@ -73,6 +73,7 @@ impl GroupTransport for CollectiveTransport {
     }
 
     fn listen(&self) -> io::Result<Box<dyn Seat>> {
+        // A free port, because the groups of two versions may overlap.
         let listener = HostListener::bind(&format!("{}:0", self.bind))
             .map_err(|error| io::Error::other(format!("{error}: {}", error.source)))?;
         self.security.check_listen(listener.address()).map_err(io::Error::other)?;
@@ -92,6 +93,7 @@ impl Seat for Listening {
 
     fn enter(self: Box<Self>, group: &Group) -> Result<Box<dyn Channel>, String> {
         let Self { transport, listener } = *self;
+        // Checked by every member and not by the learner alone: the addresses are what other members report.
         check_addresses(&transport.security, &group.addresses)?;
         let listener = secured(listener, &transport.security, group.rank, group.addresses.len());
         let config = GroupConfig {
@@ -189,6 +191,7 @@ impl<C: Collective> OverDevice<C> {
 
 impl<C: Collective> Channel for OverDevice<C> {
     fn broadcast(&mut self, bytes: &mut [u8]) -> Result<(), String> {
+        // A member whose copy failed leaves the others in the middle of a broadcast; the abort ends it for them now, not at the deadline.
         self.stage(bytes).inspect_err(|problem| self.collective.abort_handle().abort(problem.clone()))
     }
 

@@ -18,7 +18,7 @@ use pacs_weights::{
 use tempfile::TempDir;
 
 const RUN: &str = "run";
-/// Eight pieces.
+/// Large enough for eight pieces, so that a member can fail between two of them.
 const BYTES: u64 = 8_000_000;
 /// Longest that a test waits for what should happen.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -291,7 +291,7 @@ fn a_member_that_dies_leaves_the_rest_to_be_fetched() {
 }
 
 #[test]
-fn a_member_that_stands_still_holds_the_others_up_for_a_deadline() {
+fn a_stalled_member_delays_the_others_for_one_deadline() {
     let learner = Learner::new(Some(host_transport()), Security::Plain);
     let stop = Arc::new(Stop::default());
     let stopped = ill(Illness::Stops(Arc::clone(&stop)));
@@ -312,7 +312,7 @@ fn a_member_that_stands_still_holds_the_others_up_for_a_deadline() {
 }
 
 #[test]
-fn a_member_that_wants_the_version_no_more_does_not_spoil_it_for_others() {
+fn a_member_that_cancels_does_not_fail_the_others() {
     let learner = Learner::new(Some(host_transport()), Security::Plain);
     let stop = Arc::new(Stop::default());
     let leaving = ill(Illness::Stops(Arc::clone(&stop)));

@@ -62,7 +62,7 @@ pub(crate) enum Command {
     /// Guards a verifier program (internal; verifiers start it).
     #[command(hide = true)]
     ExecChild(ExecChild),
-    /// Isolates itself and keeps a warm interpreter for programs that nobody trusts: verifiers start it.
+    /// Isolates itself and keeps a warm interpreter for untrusted programs: verifiers start it.
     #[command(hide = true)]
     SandboxInit(SandboxInit),
     /// Prints the id of the run in a folder; a folder without one gets a new id.
@@ -328,7 +328,7 @@ pub(crate) enum StudyCommand {
     Plan {
         #[command(flatten)]
         file: StudyFile,
-        /// Print JSON.
+        /// Print one JSON document for scripts.
         #[arg(long)]
         json: bool,
     },
@@ -386,7 +386,7 @@ another one. docs/MODELS.md says what is read from which file.")]
 pub(crate) struct ModelCheck {
     /// The folder, or OWNER/NAME of the hub; its weights may be missing, and are not fetched.
     pub(crate) folder: PathBuf,
-    /// Print JSON.
+    /// Print one JSON document for scripts.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -431,7 +431,7 @@ pub(crate) struct DataCheck {
     /// With `--code`: a layer of the sandbox that may be missing, by its name; may be given several times.
     #[arg(long, value_name = "LAYER", value_parser = layer, requires = "code")]
     pub(crate) allow_missing: Vec<String>,
-    /// Print JSON.
+    /// Print one JSON document for scripts.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -452,7 +452,7 @@ Examples:
   pacs run job.toml --run-dir runs/second-try --seed 2
 
 Ctrl-C, SIGTERM or SIGUSR1 (by which launchers say that the time is nearly over) writes a checkpoint and ends with exit code 75;
-the same command then goes on where the run was. When the command is killed its workers wait, and the same command takes them over.
+the same command then resumes the run. When the command is killed its workers wait, and the same command adopts them.
 Exit codes: 0 done, 2 usage, 70 bug, 75 start again, 78 wrong job spec, model or data.")]
 pub(crate) struct Run {
     /// The job spec.
@@ -542,7 +542,7 @@ pub(crate) struct Status {
     /// The run: its folder, coordinator (host:port), job, or the first digits of its id. Default: the live run of this
     /// machine; if there are several, they are listed and the exit code is 2.
     pub(crate) target: Option<String>,
-    /// Print JSON.
+    /// Print one JSON document for scripts.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -553,7 +553,7 @@ Examples:
   pacs job check deploy/jobs/demo.toml
   pacs job check job.toml --preflight           also load, grade and train a little, before a large job is paid for
 
-Model and data are looked at when they are there; a spec can be checked without them.")]
+Model and data are checked when they exist; a spec can be checked without them.")]
 pub(crate) struct Check {
     /// The job spec.
     pub(crate) job: PathBuf,
@@ -567,7 +567,7 @@ pub(crate) struct Check {
     /// The `pacs-worker` program for the tiny step. Default: next to this program, else on PATH.
     #[arg(long, value_name = "PATH", env = "PACS_WORKER_BINARY")]
     pub(crate) worker_binary: Option<PathBuf>,
-    /// Print JSON.
+    /// Print one JSON document for scripts.
     #[arg(long)]
     pub(crate) json: bool,
 }

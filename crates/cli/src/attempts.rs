@@ -2,7 +2,7 @@
 //!
 //! Launchers restart runs that were preempted, lost their node or ran out of time. A run that made no progress in several
 //! starts will make none in the next. Progress is a newer checkpoint, a later step, or more samples in the journal, so a run
-//! that is killed five times between two checkpoints is not given up.
+//! that is killed five times between two checkpoints is still restarted.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -43,8 +43,8 @@ pub(crate) enum AttemptError {
     #[error("{action} `{}`: {error}", path.display())]
     File { action: &'static str, path: std::path::PathBuf, error: io::Error },
     #[error(
-        "the last {starts} starts found the same newest checkpoint (step {step}) and no new step or sample: the run comes no \
-         further; its logs say why. Remove `{}` to try again", path.display()
+        "the last {starts} starts found the same newest checkpoint (step {step}) and no new step or sample: the run makes no \
+         progress; its logs say why. Remove `{}` to try again", path.display()
     )]
     Fruitless { starts: usize, step: u64, path: std::path::PathBuf },
 }
@@ -124,7 +124,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let start = || check(dir.path(), 3).and_then(|()| note(dir.path(), "test"));
         (0..3).for_each(|_| start().expect("may start"));
-        let error = start().expect_err("comes no further");
+        let error = start().expect_err("no progress");
         assert!(matches!(error, AttemptError::Fruitless { starts: 3, step: 0, .. }), "{error}");
         let checkpoint = dir.path().join("checkpoints/step-000004");
         fs::create_dir_all(&checkpoint).expect("created");

@@ -38,7 +38,7 @@ pub(crate) fn run(arguments: &Certs) -> Result<Exit, Failure> {
         join(folder, role, arguments.hours, output)
             .map_err(|error| Failure::config(error).doing(format!("make `{}`", output.display())))?;
         output::line(format_args!(
-            "wrote {0}, good for {1} h: start the {role} with --tls-dir {0}, and remove the file when it is of no use",
+            "wrote {0}, good for {1} h: start the {role} with --tls-dir {0}, and remove the file afterwards",
             output.display(),
             arguments.hours
         ));

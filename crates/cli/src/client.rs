@@ -39,9 +39,7 @@ pub(crate) async fn connect(target: &Target) -> Result<OperatorServiceClient<Cha
 /// Opens a connection without a service client, for callers of the other services.
 pub(crate) async fn channel(target: &Target) -> Result<Channel, Failure> {
     pacs_runtime::connect(&target.address, &security(target)?, CONNECT_DEADLINE).await.map_err(|error| {
-        Failure::again(error)
-            .doing("reach the coordinator")
-            .hint("is a run going on there? `pacs run JOB.toml` starts one")
+        Failure::again(error).doing("reach the coordinator").hint("is a run live there? `pacs run JOB.toml` starts one")
     })
 }
 
@@ -86,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_refused_is_not_to_be_tried_again() {
+    fn refusals_are_not_retried() {
         let exit = |code| refused(&CallStatus::new(code, "no worker `rollout-9`")).exit;
         assert_eq!([Code::NotFound, Code::InvalidArgument].map(exit), [Exit::Usage; 2]);
         assert_eq!(exit(Code::PermissionDenied), Exit::Config);

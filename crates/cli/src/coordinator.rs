@@ -181,7 +181,7 @@ impl Run<'_> {
                 biased;
                 () = wishes.leave.leaving() => return None,
                 () = alone.as_mut() => {
-                    tracing::error!("no worker was there for {} s: leaving", self.arguments.alone_timeout);
+                    tracing::error!("no worker was registered for {} s: exiting", self.arguments.alone_timeout);
                     return None;
                 }
                 () = asked(wishes), if !stopping => {
@@ -269,7 +269,7 @@ fn conclude(console: &Console, end: Option<RunEnd>) -> Result<Exit, Failure> {
             Exit::Done
         }
         Some(RunEnd::Stopped { step, checkpoint }) => {
-            let text = format!("stopped after {step} steps; the same command goes on");
+            let text = format!("stopped after {step} steps; the same command resumes");
             console.say("end", &text, json!({"step": step, "checkpoint": checkpoint}));
             Exit::Again
         }
@@ -278,11 +278,11 @@ fn conclude(console: &Console, end: Option<RunEnd>) -> Result<Exit, Failure> {
         }
         Some(RunEnd::Panicked { reason }) => return Err(Failure::bug(anyhow!("{reason}")).doing("continue the run")),
         Some(RunEnd::Interrupted { reason }) => {
-            let hint = "nothing that was acknowledged is lost; the same command goes on";
+            let hint = "nothing that was acknowledged is lost; the same command resumes";
             return Err(Failure::again(anyhow!("{}", harmless(&reason))).doing("continue the run").hint(hint));
         }
         None => {
-            let text = "left before the run was saved; the same command goes on from the last checkpoint";
+            let text = "left before the run was saved; the same command resumes from the last checkpoint";
             console.say("end", text, json!({}));
             Exit::Again
         }

@@ -55,7 +55,7 @@ fn of_job(arguments: &DataCheck) -> Result<(JobSpec, bool), Failure> {
         ("--code", arguments.code),
     ];
     if let Some((option, _)) = of_files.iter().find(|(_, given)| *given) {
-        let error = anyhow!("{option} is for a file of problems; a job spec says it by itself");
+        let error = anyhow!("{option} is for a file of problems; a job spec has a key for it");
         return Err(Failure::with_exit(Exit::Usage, error).doing("read the command line"));
     }
     let mut spec =

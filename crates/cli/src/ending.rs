@@ -1,5 +1,5 @@
 //! Why a coordinator ended: one word in the file `ending` of the run folder. Exit code 75 says that the run can resume; the
-//! word tells launchers whether somebody else will restart it.
+//! word tells launchers whether another process will restart it.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ pub(crate) enum Ending {
     Finished,
     /// The run failed, or the driver panicked; a restart would fail again.
     Failed,
-    /// An operator stopped the run (`pacs stop`); it stays down until somebody starts it.
+    /// An operator stopped the run (`pacs stop`); it stays down until it is started again.
     Stopped,
     /// The launcher ended the coordinator (SIGTERM) and decides itself whether to restart it.
     Terminated,

@@ -112,7 +112,7 @@ impl fmt::Display for LearnerMemory {
             )?;
         }
         if plan.host_copy() > 0 {
-            writeln!(f, "            beside it, in host memory: copy for checkpoints {}", bytes(plan.host_copy()))?;
+            writeln!(f, "            next to it, in host memory: copy for checkpoints {}", bytes(plan.host_copy()))?;
         }
         Ok(())
     }
@@ -162,14 +162,14 @@ mod tests {
             "{with}"
         );
         let values = ppo.plan.value_model.expect("there is one");
-        assert!(ppo.plan.total() >= pacs.plan.total() + values.state(), "its state is there beside the policy's");
+        assert!(ppo.plan.total() >= pacs.plan.total() + values.state(), "its state comes on top of the policy's");
     }
 
     #[test]
-    fn the_copy_beside_a_gpu_is_said_and_not_counted() {
+    fn the_host_copy_of_a_gpu_is_reported_and_not_counted() {
         let here = plan("ppo", "learners = 1");
         let beside = plan("ppo", "learners = 1, device = 'cuda'");
-        assert!(beside.to_string().contains("beside it, in host memory: copy for checkpoints "), "{beside}");
+        assert!(beside.to_string().contains("next to it, in host memory: copy for checkpoints "), "{beside}");
         let copies = here.plan.policy.copy + here.plan.value_model.map_or(0, |values| values.copy);
         assert_eq!((beside.plan.host_copy(), beside.plan.policy.copy), (copies, 0));
     }

@@ -74,13 +74,13 @@ pub(crate) struct Stop {
 
 pub(crate) fn pause(arguments: &OnRun) -> Result<Exit, Failure> {
     let address = operate(arguments.target.as_deref(), Command::Pause(Pause {}), "pause the run")?;
-    output::line(format_args!("the run at {address} gives out no new work; `pacs resume` lets it go on"));
+    output::line(format_args!("the run at {address} leases no new work; `pacs resume` continues it"));
     Ok(Exit::Done)
 }
 
 pub(crate) fn resume(arguments: &OnRun) -> Result<Exit, Failure> {
     let address = operate(arguments.target.as_deref(), Command::Resume(Resume {}), "resume the run")?;
-    output::line(format_args!("the run at {address} goes on"));
+    output::line(format_args!("the run at {address} continues"));
     Ok(Exit::Done)
 }
 
@@ -103,7 +103,7 @@ pub(crate) fn drain(arguments: &DrainWorker) -> Result<Exit, Failure> {
 pub(crate) fn set(arguments: &SetValue) -> Result<Exit, Failure> {
     let command = setting(&arguments.setting)?;
     let address = operate(arguments.target.as_deref(), command, "change the run")?;
-    output::line(format_args!("the run at {address} goes on with {}", arguments.setting));
+    output::line(format_args!("the run at {address} continues with {}", arguments.setting));
     Ok(Exit::Done)
 }
 
@@ -119,7 +119,7 @@ pub(crate) fn stop(arguments: &Stop) -> Result<Exit, Failure> {
         let request = StopRunRequest { mode: mode.into(), operator: operator() };
         in_time(client.stop_run(request)).await.map_err(|failure| failure.doing("stop the run"))
     })?;
-    output::line(format_args!("the run at {} {what}; `pacs run` with the same job goes on from there", target.address));
+    output::line(format_args!("the run at {} {what}; `pacs run` with the same job resumes from there", target.address));
     Ok(Exit::Done)
 }
 
@@ -146,7 +146,7 @@ fn log_level(name: &str) -> Result<LogLevel, String> {
         "info" => Ok(LogLevel::Info),
         "debug" => Ok(LogLevel::Debug),
         "trace" => Ok(LogLevel::Trace),
-        _ => Err(format!("`{name}` is no log level: expected error, warn, info, debug or trace")),
+        _ => Err(format!("`{name}` is not a log level: expected error, warn, info, debug or trace")),
     }
 }
 

@@ -85,7 +85,7 @@ pub(crate) fn run(spec: &JobSpec, arguments: &Check, mut seen: impl FnMut(&Trial
         }
         Err(error) => {
             let otherwise =
-                "a run would have said so when it loads its problems, with all its workers waiting".to_owned();
+                "a run would have reported this when it loads its problems, with all its workers waiting".to_owned();
             add(Trial::new("data", began, Err(Problem { said: error.to_string(), otherwise })));
             return Ok(trials);
         }

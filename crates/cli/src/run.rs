@@ -95,7 +95,7 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
     run_spec(spec, launch)
 }
 
-/// Runs a job whose spec is complete, and names nothing of the hub any more.
+/// Runs a job whose spec is complete, with all names of the hub resolved.
 pub(crate) fn run_spec(spec: JobSpec, launch: Launch<'_>) -> Result<Exit, Failure> {
     let model = inspect_model(&spec.model.path)?;
     let job = Job { model, launch, only: spec.evaluation.only };
@@ -218,7 +218,7 @@ impl Job<'_> {
         // Workers outlive a killed `pacs run`; this one takes them over instead of starting others.
         adopt::adopt(&mut commands, &coordinator.known_workers());
         for command in commands.iter().filter(|command| command.living.is_some()) {
-            console.say("adopted", &format!("worker {} is still there and goes on", command.name), json!({}));
+            console.say("adopted", &format!("worker {} is still alive and continues", command.name), json!({}));
         }
         let mut supervisor = Supervisor::start(commands, logs);
         let renewing = certificates.clone().map(|certificates| tokio::spawn(certificates.keep_fresh()));
@@ -239,7 +239,7 @@ impl Job<'_> {
                 }
                 Outcome::Ended(RunEnd::Interrupted { reason }) => {
                     supervisor.finish(LEAVE_GRACE, &shutdown).await;
-                    let hint = "nothing that was acknowledged is lost; the same command goes on";
+                    let hint = "nothing that was acknowledged is lost; the same command resumes";
                     Err(Failure::again(anyhow!("{}", harmless(&reason))).doing("continue the run").hint(hint))
                 }
                 Outcome::Ended(end) => {
@@ -248,7 +248,7 @@ impl Job<'_> {
                 }
                 Outcome::Hurried => {
                     supervisor.finish(Duration::ZERO, &shutdown).await;
-                    console.say("end", "ended at once; the same command goes on from the last checkpoint", json!({}));
+                    console.say("end", "ended at once; the same command resumes from the last checkpoint", json!({}));
                     Ok(Exit::Again)
                 }
                 Outcome::Lost(worker) => {
@@ -370,8 +370,10 @@ impl Job<'_> {
                     Some(path) => format!("saved in {}", shown(path).display()),
                     None => "nothing to save".to_owned(),
                 };
-                let text =
-                    format!("stopped after {}, {saved}; run the same command to go on", plural(*step, "step", "steps"));
+                let text = format!(
+                    "stopped after {}, {saved}; run the same command to resume",
+                    plural(*step, "step", "steps")
+                );
                 console.say("end", &text, json!({"step": step, "checkpoint": checkpoint}));
                 Exit::Again
             }
@@ -490,7 +492,7 @@ pub(crate) fn start_failure(error: StartError) -> Failure {
     let failure = Failure::with_exit(error.exit(), error).doing("start the coordinator");
     match listening {
         Some(address) => failure.hint(format!(
-            "`pacs status {address}` says whether a run is going on there; --listen HOST:PORT chooses another port, and without \
+            "`pacs status {address}` says whether a run is live there; --listen HOST:PORT chooses another port, and without \
              --listen `pacs run` takes a free one"
         )),
         None => failure,

@@ -90,7 +90,7 @@ fn as_text(status: &GetStatusResponse) -> String {
         line_of(&mut text, "operator", &format!("{} {} ({})", action.operator, action.action, ago(action.time)));
     }
     for group in &status.set_aside {
-        line_of(&mut text, "set aside", &format!("g{}: {}; {}", group.group_id, group.reason, group.question));
+        line_of(&mut text, "quarantined ", &format!("g{}: {}; {}", group.group_id, group.reason, group.question));
     }
     workers_table(&mut text, status);
     verifiers_table(&mut text, status);

@@ -126,14 +126,14 @@ mod tests {
             assert_eq!(final_exit(exited(code), false, false), Some(exit));
         }
         assert_eq!(final_exit(exited(70), false, false), None);
-        assert_eq!(final_exit(exited(70), false, true), Some(Exit::Bug), "a run that cannot go on");
+        assert_eq!(final_exit(exited(70), false, true), Some(Exit::Bug), "a run that cannot continue");
         assert_eq!(final_exit(exited(101), false, true), None);
         assert_eq!(final_exit(ExitStatus::from_raw(9), false, true), None);
         assert_eq!(final_exit(ExitStatus::from_raw(15), true, false), Some(Exit::Again));
     }
 
     #[test]
-    fn a_worker_that_dies_is_started_again() {
+    fn a_dead_worker_process_is_restarted() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let script =
             format!("if [ -e {0} ]; then exit 75; fi; touch {0}; kill -9 $$", dir.path().join("second").display());
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_is_not_there_is_an_error() {
+    fn a_missing_program_is_an_error() {
         let failure =
             run(&Supervise { command: vec!["/no/such/program".into()], crashes_only: false }).expect_err("not there");
         assert_eq!(failure.exit, Exit::Config);

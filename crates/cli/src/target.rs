@@ -74,8 +74,8 @@ pub(crate) fn choose(target: Option<&str>) -> Result<Choice, Failure> {
 fn none(elsewhere: &[LiveRun]) -> Failure {
     let listed: Vec<String> = elsewhere.iter().map(|run| format!("{} on {}", run.job, run.host)).collect();
     let error = match listed.as_slice() {
-        [] => anyhow!("no run of yours lives on this machine"),
-        _ => anyhow!("no run of yours lives on this machine; listed are {}", listed.join(", ")),
+        [] => anyhow!("no run of yours is live on this machine"),
+        _ => anyhow!("no run of yours is live on this machine; listed are {}", listed.join(", ")),
     };
     Failure::with_exit(Exit::Usage, error)
         .doing("choose a run")
@@ -84,7 +84,7 @@ fn none(elsewhere: &[LiveRun]) -> Failure {
 
 /// Fails because several runs are live and none was named.
 pub(crate) fn ambiguous(found: &[Found]) -> Failure {
-    let error = anyhow!("{} runs of yours live on this machine:\n{}", found.len(), as_text(found).trim_end());
+    let error = anyhow!("{} runs of yours are live on this machine:\n{}", found.len(), as_text(found).trim_end());
     Failure::with_exit(Exit::Usage, error)
         .doing("choose a run")
         .hint("name one by its folder, address or job, or by the first digits of its id")
@@ -113,8 +113,7 @@ fn named(target: &str, live: Vec<LiveRun>) -> Result<Target, Failure> {
             .doing(format!("read `{}`", folder.join(CoordinatorRecord::FILE).display()))
             .hint("the folder of a run is runs/<name of the job>, or what --run-dir said")),
         ([], _) => {
-            let error =
-                anyhow!("it is neither host:port, nor the folder of a run, nor the id or job of one that lives");
+            let error = anyhow!("it is neither host:port, nor the folder of a run, nor the id or job of a live one");
             Err(Failure::config(error).doing(doing()))
         }
         (several, _) => {
@@ -246,7 +245,7 @@ mod tests {
     fn runs_elsewhere_have_to_be_named() {
         let failure = none(&[run("one", "abcd01", "h:1")]);
         assert_eq!(failure.exit, Exit::Usage);
-        assert!(failure.to_string().contains("lives on this machine; listed are one on node-1"), "{failure}");
+        assert!(failure.to_string().contains("is live on this machine; listed are one on node-1"), "{failure}");
     }
 
     #[test]
@@ -255,7 +254,7 @@ mod tests {
             [(run("one", &"ab".repeat(16), "h:1"), Some((3, 1000))), (run("two", &"cd".repeat(16), "h:22"), None)];
         let found = runs.map(|(run, steps)| Found { run, steps });
         expect_test::expect![[r#"
-            error: failed to choose a run: 2 runs of yours live on this machine:
+            error: failed to choose a run: 2 runs of yours are live on this machine:
             job  step        address  id        folder
             one  3 of 1 000  h:1      abababab  /runs/one
             two  -           h:22     cdcdcdcd  /runs/two

@@ -111,7 +111,7 @@ fn code_of(code: &VerifyCode) -> Result<CodeSpec, Failure> {
 struct Graded {
     id: RowId,
     outcome: Outcome,
-    /// 0 to 1; `None` when the outcome (failed, timed out) says nothing about the answer.
+    /// 0 to 1; `None` when the outcome (failed, timed out) is inconclusive about the answer.
     label: Option<f64>,
     reward: Option<f64>,
     extracted: Option<String>,

@@ -350,7 +350,7 @@ fn an_abort_ends_waiting_for_the_others() {
     let started = Instant::now();
     let error = thread::scope(|scope| {
         let connecting = scope.spawn(|| HostCollective::connect_abortable(&listener, group, abort.clone()));
-        abort.abort("not needed any more");
+        abort.abort("no longer needed");
         connecting.join().unwrap().unwrap_err()
     });
     assert!(matches!(error.kind, ErrorKind::Aborted { .. }), "{error}");
@@ -395,8 +395,8 @@ fn a_peer_that_is_ahead_waits_for_the_others() {
     let group = |rank, generation| group(&[&listeners[0], &listeners[1]], rank, generation, PATIENT);
     thread::scope(|scope| {
         let ahead = scope.spawn(|| HostCollective::connect(&listeners[1], group(1, 6)));
-        let behind = HostCollective::connect(&listeners[0], group(0, 5)).unwrap_err();
-        assert!(matches!(behind.kind, ErrorKind::Refused { .. }), "{behind}");
+        let older = HostCollective::connect(&listeners[0], group(0, 5)).unwrap_err();
+        assert!(matches!(older.kind, ErrorKind::Refused { .. }), "{older}");
         HostCollective::connect(&listeners[0], group(0, 6)).unwrap();
         // It may find the other rank gone by now; what matters is that it was let in.
         if let Err(error) = ahead.join().unwrap() {
@@ -422,7 +422,7 @@ fn a_peer_of_another_job_is_refused_by_name() {
 }
 
 #[test]
-fn what_is_no_rank_does_not_disturb() {
+fn connections_that_are_no_rank_do_no_harm() {
     let listeners = [listener(), listener()];
     let mut scanner = TcpStream::connect(listeners[0].address()).unwrap();
     scanner.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();

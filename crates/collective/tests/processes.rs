@@ -68,7 +68,7 @@ fn a_killed_rank_fails_the_others_at_once() {
         assert!(error.contains("the peer closed the connection"), "{error}");
     }
     assert!(killed.elapsed() < Duration::from_secs(10), "{:?}", killed.elapsed());
-    // The ranks that remain go on in the next generation.
+    // The remaining ranks continue in the next generation.
     let [first, last] = [0, 2].map(|rank| ranks[rank].address.clone());
     for (new_rank, rank) in [0, 2].into_iter().enumerate() {
         ranks[rank].send(&format!("2 {} {new_rank} {first} {last}", PATIENT.as_millis()));
@@ -78,7 +78,7 @@ fn a_killed_rank_fails_the_others_at_once() {
 }
 
 #[test]
-fn a_stopped_rank_fails_the_others_at_the_deadline_and_is_refused_afterwards() {
+fn a_suspended_rank_fails_the_others_at_the_deadline_and_is_refused_afterwards() {
     let mut ranks = start(3);
     form(&mut ranks, 1, SHORT);
     ranks.iter_mut().for_each(|rank| drop(rank.expect("works")));

@@ -129,7 +129,7 @@ fn a_secured_ring_computes_what_a_plain_one_does() {
 }
 
 #[test]
-fn who_is_no_rank_is_kept_out() {
+fn a_process_that_is_no_rank_is_refused() {
     let authority = Authority::new();
     let rank = || listener(Some(authority.source(RANK)));
     let strangers = [

@@ -68,7 +68,7 @@ enum What {
         #[arg(long, default_value_t = 30.0)]
         seconds: f64,
     },
-    /// How long a lease takes at so many of them a second, over gRPC, beside what the disk takes for a sync
+    /// How long a lease takes at so many of them a second, over gRPC, next to what the disk takes for a sync
     Leases {
         #[arg(long, default_value_t = 5000)]
         rate: u32,
@@ -223,7 +223,7 @@ async fn learner(services: impl Local, run: Arc<Run>) -> Result<()> {
     }
 }
 
-/// A run with one working worker of each role, and others beside them that take what they can get.
+/// A run with one working worker of each role, and others that take what they can get.
 struct Herd {
     coordinator: Coordinator,
     run: Arc<Run>,

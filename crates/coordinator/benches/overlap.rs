@@ -82,8 +82,8 @@ async fn step_time(max_lag: u32, work: Duration) -> Result<Duration> {
     }
 }
 
-/// Generates one group after the other, each in the time that a group costs. Samples are handed in beside that, as by an
-/// engine that goes on generating meanwhile.
+/// Generates one group after the other, each in the time that a group costs. Samples are submitted meanwhile, as by an
+/// engine that continues to generate meanwhile.
 async fn rollout(channel: RunChannel, group_time: Duration) -> Result<()> {
     let member = join(&channel, v1::Role::Rollout, "rollout-0").await?;
     let (worker_id, mut client) = (member.id, RolloutServiceClient::new(channel));

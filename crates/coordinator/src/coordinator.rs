@@ -25,7 +25,7 @@ use crate::progress::{Progress, RunEnd};
 use crate::records::{CoordinatorRecord, RunLock, identify, write_atomically};
 use crate::{StartError, Timing, services};
 
-/// Events that a slow watcher may lag behind by; it loses older ones.
+/// How many events a slow watcher may lag; it loses older ones.
 const PROGRESS_QUEUE: usize = 1024;
 /// Configuration of a coordinator.
 #[derive(Clone, Debug)]
@@ -253,7 +253,7 @@ impl Coordinator {
         let is_alone = |driver: &mut Driver| Ok(driver.has_no_workers().then_some(()));
         let gone = self.shared.poll(Wait::Goodbye, goodbye, is_alone);
         if !matches!(gone.await, Ok(Some(()))) {
-            tracing::info!("some workers have not said goodbye");
+            tracing::info!("some workers have not deregistered");
         }
     }
 }

@@ -75,7 +75,7 @@ pub(crate) fn open(
     let misfit = recovered.as_ref().and_then(|found| misfit(found, resumed.as_ref()));
     let changed = (!changes.is_empty()).then(|| format!("the problems have changed: {}", changes.join("; ")));
     if let Some(problem) = recovered.as_ref().and(changed.or(misfit)) {
-        notes.push(format!("the journal was put aside, and the run goes on from its newest checkpoint: {problem}"));
+        notes.push(format!("the journal was set aside, and the run resumes from its newest checkpoint: {problem}"));
         journal = journal.discard(&run_dir, &toml, &epoch, &room)?;
         recovered = None;
     }
@@ -175,7 +175,7 @@ fn misfit(recovered: &Recovered, resumed: Option<&Manifest>) -> Option<String> {
 fn resume(checkpoints: &Checkpoints, spec: &JobSpec) -> Result<Option<Manifest>, StartError> {
     let (newest, damages) = checkpoints.newest_valid()?;
     for damage in &damages {
-        tracing::error!("a checkpoint was put aside: {damage}");
+        tracing::error!("a checkpoint was set aside: {damage}");
     }
     let Some(manifest) = newest else {
         if damages.is_empty() {

@@ -63,7 +63,7 @@ async fn a_run_survives_a_lost_rollout_worker_and_a_failing_verifier() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_that_meets_what_a_lost_node_left_behind_finds_the_new_coordinator() {
+async fn a_worker_that_meets_leftovers_of_a_lost_node_finds_the_new_coordinator() {
     let (lost, new) = (Job::new(), Job::new());
     let _lost = lost.start_as("1.0").await.unwrap();
     let coordinator = new.start_as("1.1").await.unwrap();
@@ -91,7 +91,7 @@ async fn a_worker_that_meets_what_a_lost_node_left_behind_finds_the_new_coordina
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_run_can_be_looked_at_while_it_goes_on_and_afterwards() {
+async fn a_run_can_be_inspected_while_it_is_live_and_afterwards() {
     let job = Job::new();
     let coordinator = job.start(5, "").await.unwrap();
     let channel = Endpoint::from_shared(format!("http://{}", coordinator.address())).unwrap().connect().await.unwrap();
@@ -251,7 +251,7 @@ fn check_archive(job: &Job) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stopped_run_goes_on_and_a_damaged_checkpoint_falls_back() {
+async fn a_stopped_run_resumes_and_a_damaged_checkpoint_falls_back() {
     let job = Job::new();
     let coordinator = job.start(50, "").await.unwrap();
     let mut events = coordinator.events();
@@ -286,7 +286,7 @@ async fn a_stopped_run_goes_on_and_a_damaged_checkpoint_falls_back() {
         let seen = seen.lock().unwrap();
         let (from, step) = &seen.started_from[0];
         assert_eq!((*step, from.ends_with(&format!("step-{before:06}"))), (before, true), "{from}");
-        // Prompts go on where that checkpoint was: 4 a step.
+        // Prompts continue where that checkpoint was: 4 a step.
         let first = seen.trained[&(before + 1)].iter().map(|entry| entry.group_id).min();
         assert_eq!(first, Some(4 * before));
     }
@@ -481,7 +481,7 @@ async fn survives_kills(changes: &str, steps: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_coordinator_goes_on_with_the_same_learners_and_nothing_is_done_twice() {
+async fn a_killed_coordinator_resumes_with_the_same_learners_and_repeats_nothing() {
     survives_kills("", 10).await;
 }
 
@@ -491,7 +491,7 @@ async fn so_does_one_whose_rollouts_run_ahead() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_name_of_a_live_process_is_refused_and_one_that_comes_back_is_told_to_leave() {
+async fn a_name_of_a_live_process_is_refused_and_a_returning_holder_is_dismissed() {
     let job = Job::new();
     let coordinator = job.start(3, "").await.unwrap();
     let endpoint = Endpoint::from_shared(format!("http://{}", coordinator.address())).unwrap();

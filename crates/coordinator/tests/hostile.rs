@@ -18,7 +18,7 @@ async fn saves_of_nothing_are_refused_and_the_good_checkpoint_stays() {
     until(&mut events, |event| matches!(event, Progress::Saved { step: 2, .. })).await;
     fleet.seen.lock().unwrap().saves_nothing = true;
     let says = |event: &Progress, part: &str| matches!(event, Progress::Note { text } if text.contains(part));
-    until(&mut events, |event| says(event, "could not be saved, the run goes on without it")).await;
+    until(&mut events, |event| says(event, "could not be saved, the run continues without it")).await;
     let end = end_of(coordinator).await;
     fleet.join().await;
     let RunEnd::Failed { reason } = end else { panic!("the last checkpoint has to hold: {end:?}") };
@@ -76,7 +76,7 @@ async fn a_restart_does_not_forget_what_training_fails_by() {
         fleet.seen.lock().unwrap().pill = Some(PILL);
         let is_over = |event: &Progress| {
             // The first generations that are lost take the coordinator with them.
-            let lost = matches!(event, Progress::Note { text } if text.contains("the run goes on from step"));
+            let lost = matches!(event, Progress::Note { text } if text.contains("the run resumes from step"));
             (lost && starts <= 3) || matches!(event, Progress::Step(step) if step.step == 3)
         };
         until(&mut events, is_over).await;

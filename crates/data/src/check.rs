@@ -112,6 +112,7 @@ pub fn check(spec: &JobSpec, with_prompts: bool) -> Result<DataCheck, DataError>
     let mut overlap = Findings::default();
     let mut evaluation = None;
     let mut sets = Vec::new();
+    // Training sets were read before, so that their questions are known when held-out ones are compared with them.
     for set in spec.all_evaluation_sets() {
         let kind = set.verifier.as_ref().map_or(spec.verifier.kind, |verifier| verifier.kind);
         let grading = Grading::of(spec, set.graded_by(spec).as_deref(), kind);
@@ -181,6 +182,7 @@ impl<'a> Checking<'a> {
             let response = row.response.clone().unwrap_or_else(|| format!("```python\n{solution}\n```"));
             self.found.solutions.push(Solution { place, verifier, answer, response });
         }
+        // Unreadable answers are findings here and failures in a run: a check should list all of them at once.
         if let Err(reason) = self.grading.check(&row) {
             self.found.unreadable_answers.add(|| format!("{}: {reason}", row.place));
         } else if self.grading.kind_of(&row) == Ok(VerifierKind::Math)
@@ -199,6 +201,7 @@ impl<'a> Checking<'a> {
                 self.found.control_tokens.add(|| format!("{}: {found} in what is asked", row.place));
             }
         }
+        // Normalised, because copies of a question mostly differ in spaces and punctuation.
         let question = normalised(row.asked.question());
         match self.places.get(&question) {
             Some(first) => self.found.duplicates.add(|| format!("{}: the question of {first}", row.place)),

@@ -11,15 +11,15 @@ pub enum DataError {
     /// The file cannot be read.
     #[error("read data file `{}`: {error}", path.display())]
     Read {
-        /// The file.
+        /// Path of the data file, as the job spec names it.
         path: PathBuf,
-        /// Why.
+        /// The error of the operating system.
         error: std::io::Error,
     },
     /// The file is none that can be used.
     #[error("read data file `{}`: {message}", path.display())]
     Format {
-        /// The file.
+        /// Path of the data file, as the job spec names it.
         path: PathBuf,
         /// What is wrong with it.
         message: String,
@@ -27,7 +27,7 @@ pub enum DataError {
     /// One row of the file is not a problem.
     #[error("read data file `{}`:{row}: {message}", path.display())]
     Row {
-        /// The file.
+        /// Path of the data file, as the job spec names it.
         path: PathBuf,
         /// Line of a JSONL file, row of a Parquet file, from 1.
         row: usize,
@@ -58,9 +58,9 @@ pub enum DataError {
          tokenizer is that of another model, or tokens were added to it without resizing the model"
     )]
     BeyondEmbedding {
-        /// The row.
+        /// Where the problem is from: `FILE:ROW`, or its place in a generator.
         place: String,
-        /// The token.
+        /// Id of the token, which has no row in the embedding.
         token: u32,
         /// Rows of the embedding.
         rows: u32,

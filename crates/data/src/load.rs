@@ -87,6 +87,7 @@ fn load_all(spec: &JobSpec, check: Option<GoldCheck>, day: Day) -> Result<Proble
 fn ends(spec: &JobSpec, prompter: &JobPrompter) -> Result<Ends, DataError> {
     let model = &spec.model.path;
     let tokens = EndToken::of_folder(model)?;
+    // Refused and not warned of: every answer would run to the token limit, at many times the cost, and count as truncated.
     if tokens.is_empty() && spec.rollout.stop.is_empty() {
         return Err(DataError::NoEnd { model: model.clone() });
     }
@@ -140,7 +141,7 @@ impl<'a> Grading<'a> {
 #[derive(Default)]
 struct Loaded {
     problems: Vec<Problem>,
-    /// Normalised questions.
+    /// Normalised questions so far, to find repeated ones.
     seen: HashSet<String>,
     report: SourceReport,
 }
@@ -164,15 +165,18 @@ impl Loaded {
         (suffix, grading): (&str, &Grading<'_>),
     ) -> Result<(), DataError> {
         self.report.rows += 1;
+        // Left out before a run and not in it: a reference that cannot be read would fail every verification of its group.
         if let Err(reason) = grading.check(&row) {
             self.report.unreadable_answers += 1;
             self.report.first_unreadable.get_or_insert_with(|| format!("{}: {reason}", row.place));
             return Ok(());
         }
         let prompt = prompter.prompt(&row.asked, suffix)?;
+        // On the host, where it has a place: on a device the look-up would be an assertion of the kernel.
         if let Some(token) = prompt.tokens.iter().find(|token| **token >= prompter.rows()) {
             return Err(DataError::BeyondEmbedding { place: row.place, token: *token, rows: prompter.rows() });
         }
+        // Left out and not cut: the end of a question is where it asks.
         if prompt.tokens.len() > prompter.max_tokens() {
             self.report.overlong += 1;
             return Ok(());

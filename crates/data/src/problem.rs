@@ -45,7 +45,7 @@ impl Problem {
 /// A set of held-out problems.
 #[derive(Debug)]
 pub struct MeasuredSet {
-    /// Its settings.
+    /// How this set is sampled and graded.
     pub set: EvaluationSet,
     /// Its problems in the order of their source; never empty.
     pub problems: Vec<Problem>,
@@ -67,7 +67,7 @@ pub struct Problems {
 impl Problems {
     /// The training problem at `cursor`, the number of prompts that were drawn before.
     ///
-    /// The answer depends on the cursor, the seed, the problems and the weights of their sets alone, so a job goes on where
+    /// The answer depends on the cursor, the seed, the problems and the weights of their sets alone, so a job resumes where
     /// it was by remembering the cursor (see [`DrawOrder`]).
     #[must_use]
     pub fn train_at(&self, cursor: u64) -> &Problem {

@@ -24,7 +24,7 @@ pub struct Prompter {
 pub struct Prompt {
     /// As the template renders it.
     pub text: String,
-    /// Token ids.
+    /// Token ids of the prompt, special tokens included.
     pub tokens: Vec<u32>,
     /// Control tokens of the model in what is asked. They are written as text: a question that could end its turn could also begin
     /// the answer.
@@ -107,6 +107,7 @@ impl Prompter {
     /// # Errors
     /// When the template or the tokenizer refuses.
     pub fn messages(&self, messages: &[Message]) -> Result<Prompt, DataError> {
+        // Control tokens in what users wrote are marked before rendering, because the rendered text no longer tells whose they are.
         let (as_text, messages) = self.as_text(messages);
         let rendered = self.template.render(&messages, true, &self.variables)?;
         let Written { text, tokens } = as_text.encode(&rendered, self.template.is_plain())?;

@@ -15,7 +15,7 @@ pub struct PromptRow {
     pub line: usize,
     /// The row's own `id`, whatever it is.
     pub id: Option<Value>,
-    /// The prompt.
+    /// The prompt as it is given to the engine.
     pub prompt: Prompt,
 }
 
@@ -59,7 +59,7 @@ fn prompt(row: &Map<String, Value>, prompter: &Prompter) -> Result<Prompt, Strin
 
 fn messages(value: &Value) -> Result<Vec<Message>, String> {
     let turns = value.as_array().filter(|turns| !turns.is_empty());
-    let turns = turns.ok_or("field `messages` is no list of messages, or an empty one")?;
+    let turns = turns.ok_or("field `messages` is not a list of messages, or is empty")?;
     let message = |(place, turn): (usize, &Value)| {
         let text = |field: &str| {
             let text = turn.get(field).and_then(Value::as_str);
@@ -104,7 +104,7 @@ mod tests {
             ("{\"prompt\": \"a\", \"question\": \"b\"}", "has fields `prompt` and `question`; expected one of them"),
             ("{\"prompt\": 3}", "field `prompt` is no text"),
             ("{\"prompt\": \"\"}", "the prompt has no tokens"),
-            ("{\"messages\": []}", "field `messages` is no list of messages, or an empty one"),
+            ("{\"messages\": []}", "field `messages` is not a list of messages, or is empty"),
             ("{\"messages\": [{\"role\": \"user\"}]}", "message 1 has no text `content`"),
             ("[1]", "not a JSON object"),
         ] {

@@ -57,6 +57,7 @@ impl RepoCache {
     pub(crate) fn commit_of(&self, revision: &str) -> Option<String> {
         let text = fs::read_to_string(self.reference(revision)).ok()?;
         let commit = text.trim();
+        // Other programs write this file, too, and a torn or foreign one must not become a path.
         matches!(Digest::of_hex(commit), Some(Digest::Git(_))).then(|| commit.to_owned())
     }
 
@@ -130,6 +131,7 @@ impl RepoCache {
         let file = File::options().create(true).truncate(false).write(true).open(&path);
         let file = file.map_err(HubError::file("open", &path))?;
         let began = Instant::now();
+        // By polling: a blocking lock would hold a thread of the runtime for as long as the other process fetches.
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
@@ -144,6 +146,7 @@ impl RepoCache {
 
     /// Bytes that the disk of the cache has free; none where that cannot be said.
     pub(crate) fn free_bytes(&self) -> Option<u64> {
+        // The cache may not exist yet; the disk is that of its nearest ancestor.
         let there = self.root.ancestors().find(|folder| folder.exists())?;
         let room = rustix::fs::statvfs(there).ok()?;
         room.f_bavail.checked_mul(room.f_frsize)
@@ -164,6 +167,7 @@ pub(crate) fn write_whole(path: &Path, text: &str) -> io::Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let unfinished = path.with_file_name(format!(".{name}.{}", std::process::id()));
     let mut file = File::create(&unfinished)?;
+    // Synced before the rename: otherwise a power failure may leave the new name with no content.
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all())?;
     fs::rename(&unfinished, path)
 }

@@ -108,7 +108,7 @@ pub enum HubError {
     /// Another process has been fetching the same file for too long.
     #[error("another process has held `{}` for {seconds} s", path.display())]
     Locked {
-        /// The lock.
+        /// Path of the lock file that the other process holds.
         path: PathBuf,
         /// How long was waited.
         seconds: u64,

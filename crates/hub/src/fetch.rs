@@ -52,6 +52,7 @@ impl Fetching<'_> {
     /// Fetches the bytes of files that are not in the cache.
     pub(crate) async fn bytes(&self, entries: &[&Entry], report: &mut Report<'_>) -> Result<(), HubError> {
         let missing: Vec<&Entry> = entries.iter().copied().filter(|entry| !self.has_bytes(entry)).collect();
+        // Before the first byte: a full disk after an hour of fetching would also stop whatever else writes there.
         self.check_room(&missing)?;
         let total: u64 = entries.iter().map(|entry| entry.bytes).sum();
         let mut bytes: u64 = entries.iter().filter(|entry| self.has_bytes(entry)).map(|entry| entry.bytes).sum();
@@ -88,6 +89,7 @@ impl Fetching<'_> {
     async fn fetch(&self, entry: &Entry, seen: &mut dyn FnMut(u64)) -> Result<(), HubError> {
         let (blob, incomplete) = (self.cache.blob(&entry.digest), self.incomplete(entry));
         create_parent(&blob)?;
+        // Several processes of a host start at once and want the same file; one fetches it, the others wait.
         let _lock = self.cache.lock(&entry.digest, self.http.settings.patience.lock).await?;
         if self.has_bytes(entry) {
             // Another process has fetched it meanwhile.
@@ -123,6 +125,7 @@ impl Fetching<'_> {
             have = self.begin_again(&mut file, path)?;
         }
         let mut hasher = entry.digest.hasher(entry.bytes);
+        // What is there from an earlier try is digested again: a torn write after a power failure must not survive.
         hasher.update_from(&mut file).map_err(|error| plain(HubError::file("read", path)(error)))?;
         if have < entry.bytes {
             let mut answer = self.ask(entry, have).await?;
@@ -133,6 +136,7 @@ impl Fetching<'_> {
             }
             self.receive(entry, &mut answer, (&mut file, path, &mut have), &mut hasher, seen).await?;
         }
+        // Before the rename, because a name in the cache says that the bytes are whole.
         file.sync_all().map_err(|error| plain(written(path, entry.bytes)(error)))?;
         let found = hasher.hex();
         if found != entry.digest.hex() {
@@ -159,6 +163,7 @@ impl Fetching<'_> {
         }
         let answer = self.http.send(request).await.map_err(plain)?;
         let wrong = |message: String| plain(HubError::Answer { host: answer.host.clone(), message });
+        // A branch that moves between listing and fetching would mix files of two commits.
         if let Some(commit) = answer.header("x-repo-commit").filter(|commit| *commit != self.commit) {
             return Err(wrong(format!("it sends `{}` of commit {commit:.40} for commit {}", entry.path, self.commit)));
         }

@@ -2,7 +2,7 @@
 //!
 //! [`Hub`] speaks the hub's HTTP interface: which files a revision has, the files themselves, and, in [`push`], the way back. What it
 //! brings lies in the cache that other programs of the hub use, in the same layout, so nothing is fetched twice. [`Resolver`] turns
-//! the names of a job into paths of that cache, once, for whoever starts a run; [`Pins`] remember in the run folder which commits those
+//! the names of a job into paths of that cache, once, where a run is started; [`Pins`] remember in the run folder which commits those
 //! were. Workers never come here for more than [`snapshot_here`], which looks at their own disk.
 //!
 //! Every wait has a deadline ([`Patience`]), every file is compared with the size and the digest that the hub gives for it, and a download

@@ -72,6 +72,7 @@ pub async fn push(hub: &Hub, options: &PushOptions, report: &mut dyn FnMut(&Prog
     let pushing = Pushing { http: &hub.http, options, branch: options.repo.revision() };
     let files = pushing.local_files()?;
     let listed = files.iter().map(|file| (file.name.clone(), file.bytes)).collect();
+    // Before the checks of token and network, so that a dry run works on any machine.
     if options.dry_run {
         return Ok(Pushed { files: listed, uploaded: 0, commit: None });
     }
@@ -83,6 +84,7 @@ pub async fn push(hub: &Hub, options: &PushOptions, report: &mut dyn FnMut(&Prog
         let message = "a push takes a token that may write".to_owned();
         return Err(HubError::Setting { what: "HF_TOKEN".to_owned(), message });
     }
+    // Each step can be repeated: what exists already is no error, so a push that was interrupted is started again as a whole.
     pushing.create_repo().await?;
     pushing.create_branch().await?;
     let outside = pushing.kept_outside(&files).await?;
@@ -190,7 +192,9 @@ impl Pushing<'_> {
                 }
             }
         }
+        // The order of a folder differs between file systems; commits of the same folder should not.
         files.sort_by(|a, b| a.name.cmp(&b.name));
+        // Guards against pushing a checkpoint folder: its optimizer state is six times the model, and useless on the hub.
         if files.iter().any(|file| file.name == "config.json") {
             return Ok(files);
         }
@@ -235,6 +239,7 @@ impl Pushing<'_> {
     async fn kept_outside(&self, files: &[Local]) -> Result<HashMap<String, Mode>, HubError> {
         let url = self.http.api(self.repo(), &format!("preupload/{}", crate::http::escaped(self.branch, false)));
         let mut modes = HashMap::new();
+        // With a sample of each file, because the hub decides by content and size, and not by the name alone.
         for files in files.chunks(BATCH) {
             let mut listed = Vec::new();
             for file in files {
@@ -290,7 +295,7 @@ impl Pushing<'_> {
             for file in files {
                 let (oid, size) = &digests[&file.name];
                 let object = batch.objects.iter().find(|object| object.oid == *oid);
-                let object = object.ok_or_else(|| self.odd(format!("it says nothing of `{}`", file.name)))?;
+                let object = object.ok_or_else(|| self.odd(format!("it does not mention `{}`", file.name)))?;
                 if let Some(error) = &object.error {
                     return Err(self.odd(format!("it refuses `{}`: {:.200}", file.name, error.message)));
                 }
@@ -376,6 +381,7 @@ impl Pushing<'_> {
                     "key": "lfsFile",
                     "value": {"path": file.name, "algo": "sha256", "oid": oid, "size": size},
                 }),
+                // At most `MOST_INLINE` bytes, which was checked, so it may be in memory as a whole.
                 None => {
                     let content = fs::read(&file.path).map_err(HubError::file("read", &file.path))?;
                     let content = STANDARD.encode(content);
@@ -427,7 +433,7 @@ impl Hub {
         let repo = match HubRepo::of_model(Path::new(&whole)) {
             Some(Ok(repo)) if repo.id.contains('/') && repo.kind == HubKind::Model => repo,
             Some(Err(message)) => return Err(HubError::Name(message)),
-            _ => return Err(HubError::Name(format!("`{whole}` is no name of the hub, such as `owner/name`"))),
+            _ => return Err(HubError::Name(format!("`{whole}` is not a name of the hub, such as `owner/name`"))),
         };
         if repo.is_pinned() {
             return Err(HubError::Name(format!("`{repo}` is a commit; a push takes a branch")));

@@ -309,7 +309,7 @@ impl<'a> Resolver<'a> {
 impl Drop for Resolver<'_> {
     fn drop(&mut self) {
         if let Some((_, runtime)) = self.hub.take() {
-            // The system may still look for the address of a host that was given up.
+            // The system may still resolve the name of an abandoned host.
             runtime.shutdown_background();
         }
     }

@@ -89,7 +89,7 @@ pub(crate) fn data_files(files: &[&str], wanted: &str) -> Result<DataFiles, Stri
     }
     let splits = splits(files);
     let mut found: Vec<&Split> = splits.iter().filter(|split| split.is(wanted)).collect();
-    // Parquet is what the hub makes of other formats beside them.
+    // Parquet is what the hub makes of other formats next to them.
     if found.len() > 1 && found.iter().any(|split| split.is_parquet()) {
         found.retain(|split| split.is_parquet());
     }

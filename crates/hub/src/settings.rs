@@ -62,7 +62,7 @@ impl Default for Patience {
     }
 }
 
-/// A user's secret: it shows itself to nobody.
+/// A user's secret, which no output shows.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 

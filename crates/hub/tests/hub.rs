@@ -177,7 +177,7 @@ fn downloads_that_break_off_are_continued() {
 }
 
 #[test]
-fn what_a_process_left_behind_is_used_by_the_next_one() {
+fn leftovers_of_a_process_are_used_by_the_next_one() {
     let (server, _) = served();
     server.fault("/cdn/", 3, FaultKind::Cut(0));
     server.fault("/cdn/", 0, FaultKind::Cut(0));
@@ -235,7 +235,7 @@ fn servers_that_send_too_much_or_ignore_ranges() {
 }
 
 #[test]
-fn overloaded_servers_are_asked_again_and_given_up() {
+fn overloaded_servers_are_retried_a_bounded_number_of_times() {
     let (server, _) = served();
     server.fault("revision/main", 1, FaultKind::Status(503, ""));
     server.fault("revision/main", 1, FaultKind::Status(429, "Retry-After: 0"));
@@ -248,7 +248,7 @@ fn overloaded_servers_are_asked_again_and_given_up() {
 }
 
 #[test]
-fn a_server_that_says_nothing_is_given_up() {
+fn a_silent_server_is_abandoned() {
     let (server, _) = served();
     server.fault("revision/main", 9, FaultKind::Stall(Duration::from_secs(5)));
     let mut client = Client::of(&server);

@@ -1,4 +1,4 @@
-//! The hub behind TLS and a proxy, as most clusters see it.
+//! The hub over TLS and through a proxy, as most clusters see it.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -31,7 +31,7 @@ async fn tls(server: &HubServer) -> (SocketAddr, String) {
         .with_no_client_auth()
         .with_single_cert(vec![made.cert.der().clone()], key)
         .unwrap();
-    let (acceptor, behind) = (TlsAcceptor::from(Arc::new(config)), server.address);
+    let (acceptor, upstream) = (TlsAcceptor::from(Arc::new(config)), server.address);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -39,7 +39,7 @@ async fn tls(server: &HubServer) -> (SocketAddr, String) {
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
                 let mut secured = acceptor.accept(stream).await?;
-                let mut plain = TcpStream::connect(behind).await?;
+                let mut plain = TcpStream::connect(upstream).await?;
                 copy_bidirectional(&mut secured, &mut plain).await
             });
         }
@@ -69,8 +69,8 @@ async fn proxy(target: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
                     return Ok(());
                 }
                 stream.write_all(b"HTTP/1.1 200 Connected\r\n\r\n").await?;
-                let mut behind = TcpStream::connect(target).await?;
-                copy_bidirectional(&mut stream, &mut behind).await.map(drop)
+                let mut upstream = TcpStream::connect(target).await?;
+                copy_bidirectional(&mut stream, &mut upstream).await.map(drop)
             });
         }
     });

@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_stands_once_a_pass_and_groups_may_be_split() {
+    fn a_prompt_is_computed_once_per_pass_and_groups_may_be_split() {
         let batch = batch(&[(1, 5), (1, 5), (1, 5), (2, 5)]);
         let passes = batch.passes(&[0, 1, 2, 3], 20);
         let shape: Vec<Vec<(u64, Vec<usize>)>> =

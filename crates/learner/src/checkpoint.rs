@@ -39,7 +39,7 @@ pub enum CheckpointError {
         problem: String,
     },
     /// Writing was cancelled: its generation is over, or nobody waits for the checkpoint.
-    #[error("{}: given up half-written, since nobody wants it any more", path.display())]
+    #[error("{}: abandoned half-written, because it is no longer wanted", path.display())]
     Unwanted {
         /// File that is incomplete.
         path: PathBuf,
@@ -51,7 +51,7 @@ pub enum CheckpointError {
     #[error(transparent)]
     View(#[from] ViewError),
     /// Gathering sharded weights from the other ranks failed.
-    #[error("bring the weights together: {0}")]
+    #[error("gather the weights: {0}")]
     Gather(#[source] Box<TrainError>),
 }
 

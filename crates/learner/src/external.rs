@@ -34,7 +34,7 @@ pub enum ExternalError {
     },
     /// The program has exited, or its pipes are closed.
     #[error(
-        "the objective `{program}` has ended without an answer; its own words are in the log of this learner: {problem}"
+        "the objective `{program}` has ended without an answer; its standard error is in the log of this learner: {problem}"
     )]
     Ended {
         /// Command line of the program.

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_nobody_wants_any_more_is_given_up() {
+    fn an_unwanted_file_is_abandoned() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.safetensors");
         let given_up = write_tensors(&path, &[], &tensors(), &AtomicBool::new(true));

@@ -26,13 +26,13 @@ pub(crate) enum IntakeError {
     #[error("the batch of step {step} cannot be delivered: {problem}")]
     TooLarge { step: u64, problem: String },
     /// The task no longer belongs to this rank.
-    #[error("the batch of step {step} is not for this rank any more")]
+    #[error("the batch of step {step} is no longer meant for this rank")]
     Withdrawn { step: u64 },
     /// The coordinator does not know this worker.
     #[error("the coordinator does not know this worker")]
     Unknown,
     /// No piece arrived within the caller's patience.
-    #[error("receiving the batch of step {step}: nothing has come for {waited} s: {problem}")]
+    #[error("receiving the batch of step {step}: no data for {waited} s: {problem}")]
     Silent { step: u64, waited: u64, problem: String },
 }
 

@@ -134,7 +134,7 @@ impl Optimizer {
             }
             None => kernels.adamw(&options, &mut weights, moments, gradient, None),
         };
-        updated.expect("a device that refuses a kernel computes nothing any more");
+        updated.expect("a device that refuses a kernel computes nothing afterwards");
     }
 
     fn options(&self, step: &UpdateStep<'_>, weight_decay: f64) -> AdamW {

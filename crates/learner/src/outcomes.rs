@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn what_there_is_none_of_is_left_out() {
+    fn missing_values_are_left_out() {
         let named = outcomes(&[entry(3, 1.0, 7)]);
         assert_eq!(named.get("answer_tokens_wrong_mean"), None);
         assert_eq!(named["pass_rate_share_100"], 1.0);

@@ -28,7 +28,7 @@ pub(crate) struct Publisher {
 pub(crate) enum PublishError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("hand out weights at `{address}`: {error}")]
+    #[error("serve weights at `{address}`: {error}")]
     Listen { address: String, error: std::io::Error },
 }
 

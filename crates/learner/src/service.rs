@@ -333,7 +333,7 @@ impl Rank<'_> {
             received = intake::receive(open, request, task, rank, PATIENCE) => received,
             reason = self.dissolved(generation) => {
                 let reason = reason?;
-                tracing::warn!(generation, reason, "the learner group is dissolved while its batch comes");
+                tracing::warn!(generation, reason, "the learner group is dissolved while it receives its batch");
                 return Ok(Intake::Dissolved);
             }
         };
@@ -366,7 +366,7 @@ impl Rank<'_> {
         let mut running = pin!(self.thread.run(job));
         let reason = tokio::select! {
             done = &mut running => {
-                return done.map(Some).ok_or_else(|| bug("the training thread ended without a word"));
+                return done.map(Some).ok_or_else(|| bug("the training thread ended without an error"));
             }
             reason = self.dissolved(generation) => reason?,
         };
@@ -466,7 +466,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_thread_that_does_not_come_back_ends_the_process_to_be_started_again() {
+    async fn a_hung_thread_ends_the_process_for_a_restart() {
         let never = within(Duration::from_millis(10), "training step 3", std::future::pending::<()>()).await;
         let Err(ServeError::Fatal(error)) = never else { panic!("it came back") };
         assert_eq!(error.exit(), Exit::Again);

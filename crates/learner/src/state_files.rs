@@ -60,7 +60,7 @@ impl StateFiles {
             if name.starts_with(prefix) && name.ends_with(".safetensors") {
                 let (found, file) = StateFile::open(entry.path())?;
                 if *counts.get_or_insert(found) != found {
-                    let problem = "it is of another step than the files beside it".to_owned();
+                    let problem = "it is of another step than the files next to it".to_owned();
                     return Err(CheckpointError::Content { path: entry.path(), problem });
                 }
                 files.push(file);

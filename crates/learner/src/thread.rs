@@ -29,7 +29,7 @@ use crate::trainer::{TrainError, Trainer};
 use crate::writer::{Outcome, Writer};
 
 /// How long the ranks of a new generation wait for each other, and the base deadline of one exchange: the lag of the
-/// slowest rank behind the fastest, with a margin.
+/// slowest rank after the fastest, with a margin.
 const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// How long a save waits for an earlier write that the coordinator has already given up, and how long a new generation
@@ -163,7 +163,7 @@ impl State {
         // A checkpoint of the old generation that is still being written can no longer be committed.
         self.writer.give_up();
         if let Err(busy) = self.writer.settle(WRITER_PATIENCE) {
-            tracing::warn!("{busy}; going on beside it");
+            tracing::warn!("{busy}; continuing next to it");
         }
         let config = GroupConfig {
             job: self.setup.run_id.clone(),

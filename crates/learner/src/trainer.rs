@@ -52,7 +52,7 @@ pub enum TrainError {
         waited: Duration,
     },
     /// The queue of exchanges is full.
-    #[error("{operation} was refused: {most} exchanges with the other ranks wait to be made already")]
+    #[error("{operation} was refused: {most} exchanges with the other ranks are queued already")]
     TooManyExchanges {
         /// Capacity of the queue.
         most: usize,

@@ -355,7 +355,7 @@ fn on_host(mut buffer: Tensor, work: impl FnOnce(&mut Tensor) -> Result<(), Trai
 }
 
 impl Traffic {
-    /// Share of the exchange time that was hidden behind computation; 1 without exchanges.
+    /// Share of the exchange time that computation hid; 1 without exchanges.
     pub(crate) fn hidden_share(&self) -> f64 {
         if self.busy.is_zero() {
             return 1.0;
@@ -488,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn closing_does_not_wait_for_ever_for_what_nobody_waits_for() {
+    fn closing_does_not_wait_for_unclaimed_results() {
         let mut stuck = Stuck::new(SHORT);
         let abort = stuck.abort_handle();
         std::thread::scope(|scope| {
@@ -548,7 +548,7 @@ mod tests {
             wire.gather(vec![1.0]).expect("alone");
             let third = wire.ask(Exchange::Numbers(vec![1.0]));
             let limit = wire.limits.of(Operation::AllGatherF64, 8) + GRACE;
-            assert_eq!(wire.due(&third) - third.asked_at, limit, "what is made leaves no room to those behind it");
+            assert_eq!(wire.due(&third) - third.asked_at, limit, "what is made leaves no room to those after it");
             wire.wait(third).expect("alone");
             assert_eq!(wire.close().bytes, 32);
         });

@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_takes_nothing_is_named_and_what_nobody_wants_is_given_up() {
+    fn a_stalled_disk_is_named_and_unwanted_writes_are_abandoned() {
         let trainer = trainer();
         let folder = tempfile::tempdir().unwrap();
         // Opening a pipe without a reader blocks, like a dead file server.

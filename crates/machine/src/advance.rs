@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_knows_the_evaluations_that_the_job_may_come_by_again_and_no_others() {
+    fn a_snapshot_holds_the_evaluations_that_the_job_may_repeat_and_no_others() {
         let evaluation =
             EvaluationPlan { problems: 1, samples_per_problem: 1, every_steps: 1, before: true, after: true };
         let options = Options { total_steps: 40, checkpoint_every_steps: 3, evaluation, ..options() };

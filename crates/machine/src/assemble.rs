@@ -26,7 +26,7 @@ impl Machine {
         }
         let seconds = self.options.learner_wait.as_secs();
         let note = format!(
-            "{there} of {wanted} learners are there after {seconds} s; the run goes on with them and takes the others in \
+            "{there} of {wanted} learners have joined after {seconds} s; the run continues with them and takes the others in \
              when they come"
         );
         self.effects.push(Effect::Note(note));
@@ -74,9 +74,9 @@ impl Machine {
         let is_leaving = |(id, worker): &(WorkerId, &Worker)| worker.draining().is_some() && self.rank(*id).is_some();
         let leaving = names(self.workers.iter().filter(is_leaving).map(|(_, worker)| worker).collect());
         self.regroup_reason = match (newcomers.as_str(), leaving.as_str()) {
-            (_, "") => format!("{newcomers} is there again"),
+            (_, "") => format!("{newcomers} has returned"),
             ("", _) => format!("{leaving} leaves"),
-            _ => format!("{leaving} leaves, {newcomers} is there again"),
+            _ => format!("{leaving} leaves, {newcomers} has returned"),
         };
         let note = format!("{}: the learners form a new generation", self.regroup_reason);
         self.effects.push(Effect::Note(note));
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn the_run_goes_on_with_those_that_remain_once_the_others_have_been_waited_for() {
+    fn the_run_continues_with_the_remaining_ranks_after_the_wait() {
         let (mut run, effects) = short_of_one();
         let names = vec!["learner-0".to_owned()];
         assert_eq!(effects, [Effect::GenerationFormed { generation: Generation(2), names }]);
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_that_cannot_be_saved_is_not_given_up_for_a_larger_generation() {
+    fn an_unsaved_step_is_not_discarded_for_a_larger_generation() {
         let (mut run, _) = short_of_one();
         run.prepare();
         run.generate_all();

@@ -46,7 +46,7 @@ impl Machine {
 const TOO_HARD: &str =
     "look at the samples, then start from an earlier checkpoint with easier problems or a smaller learning rate";
 const TOO_EASY: &str =
-    "what could be learnt from these problems is learnt: take the newest checkpoint, or go on with harder problems";
+    "these problems give no more signal: take the newest checkpoint, or continue with harder problems";
 const COLLAPSED_STEPS: u64 = 10;
 /// Least number of groups in those steps: with few groups per step, several uniform steps in a row happen by chance.
 const COLLAPSED_GROUPS: u64 = 64;
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_without_a_mixed_group_ends_with_that_sentence_at_any_pass_rate() {
+    fn a_run_without_mixed_groups_ends_with_that_reason_at_any_pass_rate() {
         let (steps, reason) = steps_of(Contrast::Group, 8, all(Outcome::Wrong));
         let reason = reason.unwrap();
         assert_eq!(steps, 9);
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn small_steps_have_more_of_them_before_it_is_no_chance() {
+    fn small_steps_need_a_longer_streak_to_exclude_chance() {
         assert_eq!(steps_of(Contrast::Group, 2, all(Outcome::Correct)).0, 31);
         assert_eq!(steps_of(Contrast::Group, 16, all(Outcome::Correct)).0, 9);
     }
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reward_beside_the_label_teaches_unless_nearly_nothing_is_right() {
+    fn a_reward_other_than_the_label_gives_signal_unless_nearly_nothing_is_right() {
         assert_eq!(steps_of(Contrast::None, 8, all(Outcome::Correct)), (40, None));
         assert_eq!(steps_of(Contrast::None, 8, by_group), (40, None));
         assert_eq!(steps_of(Contrast::None, 8, all(Outcome::Wrong)).0, 9);

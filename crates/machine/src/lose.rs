@@ -167,7 +167,7 @@ impl Machine {
         let seconds = self.options.heartbeat_timeout.as_secs();
         self.count(Counter::MassLosses, 1);
         self.effects.push(Effect::Note(format!(
-            "{recent} {role} workers were lost within {seconds} s: that is held against nothing that they worked on"
+            "{recent} {role} workers were lost within {seconds} s: none of their work is blamed for it"
         )));
     }
 
@@ -193,13 +193,13 @@ impl Machine {
             return;
         }
         let losses = self.options.max_worker_losses;
-        let what = format!("{losses} workers died while they held it, the last of them alone: {why}");
-        self.effects.push(Effect::Note(format!("{group} is set aside: {what}")));
+        let what = format!("{losses} workers died while they held it, the last one in isolation: {why}");
+        self.effects.push(Effect::Note(format!("{group} is quarantined: {what}")));
         self.position.set_aside.insert(group, what);
         self.count(Counter::SetAsideGroups, 1);
         if self.position.set_aside.len() > MOST_SET_ASIDE {
             return self.fail(format!(
-                "more than {MOST_SET_ASIDE} prompts were set aside because their workers died again and again; look at \
+                "more than {MOST_SET_ASIDE} prompts were quarantined because their workers died repeatedly; look at \
                  the workers' logs"
             ));
         }
@@ -213,7 +213,7 @@ impl Machine {
         }
         let losses = self.options.max_worker_losses;
         self.effects.push(Effect::Note(format!(
-            "{sample} is given up: {losses} verifiers died while they held it, the last of them alone: {why}"
+            "{sample} is replaced: {losses} verifiers died while they held it, the last one in isolation: {why}"
         )));
         self.count(Counter::DeadlySamples, 1);
         self.give_up_sample(sample);
@@ -359,7 +359,7 @@ impl Machine {
                 ),
                 Dropped::NoVerdict | Dropped::Uniform | Dropped::Deadly | Dropped::Poisonous => (
                     format!(
-                        "no verdict could be had for one of their samples (verifications failed or timed out, {} times \
+                        "no verdict was reached for one of their samples (verifications failed or timed out, {} times \
                          for each sample)",
                         self.options.max_attempts
                     ),
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fleet_that_is_preempted_again_and_again_accuses_no_prompt() {
+    fn a_fleet_that_is_preempted_repeatedly_accuses_no_prompt() {
         let mut run = Run::sampling(large());
         for round in 0..4 {
             preempt(&mut run, Role::Rollout, round);
@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn nor_do_verifiers_that_go_together_accuse_an_answer() {
+    fn nor_do_verifiers_lost_together_accuse_an_answer() {
         let mut run = Run::sampling(large());
         run.generate_all();
         for round in 0..4 {
@@ -575,7 +575,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_fleet_that_is_lost_at_once_accuses_nobody_either() {
+    fn a_small_fleet_lost_at_once_accuses_no_prompt_either() {
         let mut run = Run::sampling(Options { prompts_per_step: 2, slots: 2, samples_per_prompt: 1, ..options() });
         for _ in 0..6 {
             let second = run.register(Role::Rollout, "rollout-1").0;

@@ -21,7 +21,7 @@ pub struct Action {
     pub who: String,
     /// Wall-clock time, in seconds since 1970.
     pub at: u64,
-    /// What was done, in words.
+    /// What was done, for people.
     pub what: String,
 }
 
@@ -225,7 +225,7 @@ mod tests {
         let held = run.groups(run.rollout, 100);
         run.command(Command::Pause).unwrap();
         run.hand_in(held);
-        assert!(run.verify_all(|_| Outcome::Correct).is_empty(), "no sample is lent");
+        assert!(run.verify_all(|_| Outcome::Correct).is_empty(), "no sample is leased");
         run.command(Command::Resume).unwrap();
         let effects = run.verify_all(|_| Outcome::Correct);
         assert!(effects.iter().any(|effect| matches!(effect, Effect::Train { step: 1, .. })), "{effects:?}");

@@ -252,7 +252,7 @@ impl Pool {
     /// Ends a lease; the samples that are still open under it return to the front of the queue.
     fn give_back(&mut self, lease: LeaseId) {
         let Some(loan) = self.end_group_loan(lease) else { return };
-        let group = self.groups.get_mut(&loan.item).expect("lent groups are in the pool");
+        let group = self.groups.get_mut(&loan.item).expect("leased groups are in the pool");
         for slot in group.samples.iter_mut().filter(|slot| slot.state == State::Generating { under: lease }) {
             slot.state = State::Missing;
         }
@@ -379,7 +379,7 @@ impl Pool {
     }
 
     fn slot_mut(&mut self, id: SampleId) -> &mut Slot {
-        let group = self.groups.get_mut(&id.group).expect("queued and lent samples belong to groups of the pool");
+        let group = self.groups.get_mut(&id.group).expect("queued and leased samples belong to groups of the pool");
         &mut group.samples[id.index as usize]
     }
 

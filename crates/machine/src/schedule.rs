@@ -145,7 +145,7 @@ mod tests {
 
         /// Groups complete in any order. No trained group exceeds the bound, and the loop never starves.
         #[test]
-        fn the_bound_holds_and_the_loop_goes_on(
+        fn the_bound_holds_and_the_loop_continues(
             max_lag in 0u64..4, groups in 1usize..4, evict in any::<bool>(), picks in prop::collection::vec(any::<u32>(), 200),
         ) {
             let staleness = if evict { Staleness::Evict } else { Staleness::Wait };

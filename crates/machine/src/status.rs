@@ -237,7 +237,7 @@ impl Machine {
 
     fn waiting_for_groups(&self, what: &str, pool: &Pool, wanted: usize, now: Duration) -> String {
         if self.paused {
-            return format!("{what} waits for the operator: the run is paused (`pacs resume` goes on)");
+            return format!("{what} waits for the operator: the run is paused (`pacs resume` continues it)");
         }
         // Enough groups are complete, but the schedule demands one that is not.
         let is_enough = matches!(self.phase, Phase::Sampling) && pool.complete() >= wanted;
@@ -273,7 +273,7 @@ impl Machine {
     fn describe(&self, pool: &Pool, open: (GroupId, Duration, Option<WorkerId>), now: Duration) -> String {
         let (id, drawn, holder) = open;
         let name = evaluation_problem(id).map_or_else(|| id.to_string(), |problem| format!("problem {problem}"));
-        let holder = holder.map_or_else(|| "nobody".to_owned(), |worker| self.worker_name(worker));
+        let holder = holder.map_or_else(|| "no worker".to_owned(), |worker| self.worker_name(worker));
         let missing = match pool.open_samples(id) {
             Some((0, verdicts)) => format!(", {verdicts} verdicts missing"),
             Some((samples, _)) => format!(", {samples} samples missing"),
@@ -306,7 +306,7 @@ mod tests {
     use crate::verbs::testing::*;
 
     #[test]
-    fn the_sentence_names_role_age_and_oldest_group() {
+    fn the_status_line_names_role_age_and_oldest_group() {
         let mut run = Run::new(options());
         run.pass(Duration::from_millis(1500));
         let sentence = |run: &Run| run.machine.status(run.now).waiting_for;
@@ -318,7 +318,7 @@ mod tests {
         let mut run = Run::sampling(options());
         run.now += Duration::from_millis(2500);
         let expected = "step 1 waits for 1 rollout worker: 2 of 2 groups open; oldest: g0 for 2.5 s, 2 samples missing, \
-                        held by nobody";
+                        held by no worker";
         assert_eq!(sentence(&run), expected);
         run.groups(run.rollout, 100);
         assert!(sentence(&run).ends_with("held by rollout-0"));
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_group_says_what_went_wrong_with_it() {
+    fn the_oldest_group_reports_its_failures() {
         let mut run = Run::sampling(options());
         run.generate_all();
         let (verifier, worker) = (run.verifier, run.rollout);
@@ -339,12 +339,12 @@ mod tests {
         assert_ne!(run.verifier, worker);
         let oldest = run.machine.status(run.now).oldest_group.unwrap();
         let expected = "g0 for 0.0 s, 2 verdicts missing, verifications failed once, a worker died that held it once, \
-                        held by nobody";
+                        held by no worker";
         assert_eq!(oldest, expected);
     }
 
     #[test]
-    fn the_sentence_turns_to_the_verifiers() {
+    fn the_status_line_switches_to_the_verifiers() {
         let mut run = Run::sampling(options());
         run.generate_all();
         let sentence = run.machine.status(run.now).waiting_for;

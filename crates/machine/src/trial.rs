@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_kills_learners_is_found_quarantined_and_listed_wherever_it_is() {
+    fn a_group_that_kills_learners_is_quarantined_and_listed_wherever_it_is() {
         for how in [How::Dies, How::Fails(FailureKind::Generation), How::Fails(FailureKind::Permanent)] {
             for pill in 0..8 {
                 let outbreak = train_with(eight(), &[pill], how, 3);
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn so_are_two_of_them_and_those_of_later_steps() {
+    fn two_poison_groups_and_those_of_later_steps_are_quarantined_too() {
         for pills in [[0, 1], [0, 7], [3, 4], [2, 17], [11, 30]] {
             let outbreak = train_with(Options { max_lost_generations: 8, ..eight() }, &pills, How::Dies, 6);
             assert_eq!(quarantined(&outbreak), pills, "{:#?}", outbreak.notes);
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn with_groups_in_flight_ahead_it_is_found_as_well() {
+    fn a_poison_group_is_found_in_asynchronous_mode_too() {
         for pill in [0, 5, 9, 20] {
             let options = Options { max_lag: 2, slots: 24, checkpoint_every_steps: 2, ..eight() };
             let outbreak = train_with(options, &[pill], How::Dies, 5);
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_whatever_it_gets_fails_the_run_and_accuses_nothing() {
+    fn a_systematic_failure_ends_the_run_and_accuses_no_group() {
         for how in [How::Fails(FailureKind::Generation), How::Fails(FailureKind::Permanent)] {
             let all: Vec<u64> = (0..1000).collect();
             let outbreak = train_with(Options { max_lost_generations: 6, ..eight() }, &all, how, 1);
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn learners_that_went_with_the_coordinator_say_nothing_of_the_batch() {
+    fn learners_lost_with_the_coordinator_accuse_no_batch() {
         for (is_heard, failures) in [(false, 0), (true, 1)] {
             let mut run = Run::sampling(options());
             run.generate_all();

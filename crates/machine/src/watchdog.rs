@@ -58,7 +58,7 @@ impl Machine {
         self.count(Counter::Stalls, 1);
         if self.stalls > self.options.max_stalls {
             let tries = self.options.max_stalls;
-            self.fail(format!("nothing has happened for {seconds} s, after {tries} tries to get the run on: {what}"));
+            self.fail(format!("nothing has happened for {seconds} s, after {tries} attempts to recover: {what}"));
             return false;
         }
         let (tried, most) = (self.stalls, self.options.max_stalls);
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn work_is_issued_again_then_its_holder_is_started_again_then_the_run_ends_with_a_sentence() {
+    fn stalled_work_is_reissued_then_its_holder_restarted_then_the_run_ended() {
         let mut run = Run::sampling(watched());
         run.groups(run.rollout, 100);
         let effects = live(&mut run, 31);
@@ -132,7 +132,7 @@ mod tests {
             notes(&effects)[0].starts_with("nothing has happened for 30 s (try 1 of 3): step 1 waits for"),
             "{effects:?}"
         );
-        assert_eq!(run.machine.status(run.now).queues.groups_waiting, 2, "the loans have ended");
+        assert_eq!(run.machine.status(run.now).queues.groups_waiting, 2, "the leases have ended");
 
         run.groups(run.rollout, 100);
         let stuck = run.rollout;
@@ -146,7 +146,7 @@ mod tests {
         live(&mut run, 31);
         let effects = live(&mut run, 31);
         let Some(Effect::Ended(End::Failed { reason })) = effects.last() else { panic!("{effects:?}") };
-        assert!(reason.starts_with("nothing has happened for 30 s, after 3 tries to get the run on: step 1 waits for"));
+        assert!(reason.starts_with("nothing has happened for 30 s, after 3 attempts to recover: step 1 waits for"));
         assert!(reason.contains("a rollout worker, but none is registered"), "{reason}");
     }
 
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verifier_that_does_not_ask_is_started_again() {
+    fn a_verifier_that_does_not_poll_is_restarted() {
         let mut run = Run::sampling(watched());
         run.generate_all();
         live(&mut run, 62);
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_learner_that_does_not_come_is_started_again() {
+    fn a_missing_learner_is_restarted() {
         let mut run = Run::new(watched());
         let learner = run.register(pacs_types::Role::Learner, "learner-0").0;
         run.learners = vec![learner];
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn ranks_that_do_not_report_are_started_again() {
+    fn ranks_that_do_not_report_are_restarted() {
         let mut run = Run::preparing(Options { task_timeout: Duration::from_secs(50), ..watched() });
         let learner = run.learners[0];
         assert_eq!(notes(&live(&mut run, 49)), [""; 0], "the clock of tasks is another one");
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stall_is_in_the_sentence_within_thirty_seconds() {
+    fn a_stall_is_in_the_status_line_within_thirty_seconds() {
         let mut run = Run::sampling(watched());
         live(&mut run, 20);
         let status = run.machine.status(run.now);

@@ -183,7 +183,7 @@ mod tests {
         report(&mut run, 0, save, TaskResult::Captured);
         assert_eq!(run.machine.status(run.now).phase, PhaseKind::Saving, "one rank has not captured its state yet");
         report(&mut run, 1, save, TaskResult::Captured);
-        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Sampling, "training goes on");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Sampling, "training continues");
         (run, save)
     }
 
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_durable_is_gone_back_to() {
+    fn a_rollback_targets_durable_state_only() {
         let (mut run, save) = writing();
         report(&mut run, 0, save, TaskResult::Saved);
         assert_eq!(rewound(&lose_learner(&mut run)), Some(0), "a half-written checkpoint is none");
@@ -286,7 +286,7 @@ mod tests {
         run.generate_all();
         run.verify_all(|_| Outcome::Correct);
         let effects = report(&mut run, 0, save, cannot_write());
-        let said = "the checkpoint of step 1 could not be saved, the run goes on without it: learner-0 failed to write it: no \
+        let said = "the checkpoint of step 1 could not be saved, the run continues without it: learner-0 failed to write it: no \
                     space left on device";
         assert!(effects.contains(&Effect::Note(said.to_owned())), "{effects:?}");
         let late = report_whole(&mut run, 1, save, TaskResult::Saved);
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rank_or_disk_that_is_silent_for_too_long_is_given_up() {
+    fn a_rank_or_disk_that_is_silent_too_long_is_abandoned() {
         let (mut run, save) = writing();
         report(&mut run, 0, save, TaskResult::Saved);
         let mut notes = Vec::new();
@@ -306,7 +306,7 @@ mod tests {
             run.now += Duration::from_secs(1);
             notes.extend(run.tick().into_iter().filter(|effect| matches!(effect, Effect::Note(_))));
         }
-        let said = "the checkpoint of step 1 could not be saved, the run goes on without it: learner learner-1 has written \
+        let said = "the checkpoint of step 1 could not be saved, the run continues without it: learner learner-1 has written \
                     nothing of it for 60 s";
         assert_eq!(notes, [Effect::Note(said.to_owned())]);
         assert_eq!(run.machine.status(run.now).phase, PhaseKind::Sampling);

@@ -14,7 +14,7 @@ use self::blocks::Blocks;
 use self::flash::{Flash, FlashTrace};
 use crate::Model;
 
-/// Computes attention for the model, layer by layer; generation keeps its KV cache behind it.
+/// Computes attention for the model, layer by layer; generation implements it over its KV cache.
 pub trait Attention {
     /// Attends in one layer.
     ///
@@ -54,7 +54,7 @@ impl PackedRow {
     }
 }
 
-/// Positions of packed rows: every answer goes on from its prompt.
+/// Positions of packed rows: every answer continues from its prompt.
 #[must_use]
 pub fn packed_positions(rows: &[PackedRow]) -> Vec<i64> {
     let mut positions = Vec::with_capacity(rows.iter().map(PackedRow::tokens).sum());
@@ -99,14 +99,14 @@ struct UnitPlan {
 #[derive(Debug)]
 struct Part {
     rows: Range<usize>,
-    /// Key head.
+    /// Head of keys and values, which several query heads may share.
     head: i64,
     cap: Option<f64>,
     blocks: Blocks,
 }
 
 impl Packed {
-    /// Plans the attention of `rows`, whose tokens lie one row behind the other: a prompt, then its answers.
+    /// Plans the attention of `rows`, whose tokens lie one row after the other: a prompt, then its answers.
     #[must_use]
     pub fn new(rows: &[PackedRow], model: &Model) -> Self {
         let config = model.config();

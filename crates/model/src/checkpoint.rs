@@ -189,7 +189,7 @@ fn check_extent(path: &Path, data_start: u64, length: u64, header: &[(String, Te
         position = end;
     }
     if data_start + position as u64 != length {
-        return Err(ModelError::corrupt(path, "it goes on after its last tensor"));
+        return Err(ModelError::corrupt(path, "it has bytes after its last tensor"));
     }
     Ok(())
 }

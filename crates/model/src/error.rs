@@ -19,7 +19,7 @@ pub enum ModelError {
     Io {
         /// What was tried.
         verb: &'static str,
-        /// The file.
+        /// Path of the file that could not be used.
         path: PathBuf,
         /// The operating system's answer.
         source: io::Error,
@@ -30,7 +30,7 @@ pub enum ModelError {
          are not read)", folder.display()
     )]
     NoWeights {
-        /// The folder.
+        /// The model folder that was searched.
         folder: PathBuf,
     },
     /// The index names a file that is not a plain file name.
@@ -38,7 +38,7 @@ pub enum ModelError {
     ShardEscapes {
         /// The index file.
         index: PathBuf,
-        /// The tensor.
+        /// Name of the tensor, as the file has it.
         tensor: String,
         /// The file name given for it.
         shard: String,
@@ -46,7 +46,7 @@ pub enum ModelError {
     /// The header of a safetensors file is not one.
     #[error("`{}` is corrupt: {detail}; fetch or export it again", file.display())]
     Corrupt {
-        /// The file.
+        /// Path of the safetensors file.
         file: PathBuf,
         /// What is wrong with it.
         detail: String,
@@ -58,7 +58,7 @@ pub enum ModelError {
         file.display()
     )]
     Truncated {
-        /// The file.
+        /// Path of the safetensors file.
         file: PathBuf,
         /// The first tensor that is not whole.
         tensor: String,
@@ -72,15 +72,15 @@ pub enum ModelError {
     Missing {
         /// The file or folder.
         place: PathBuf,
-        /// Their names.
+        /// Names of the missing tensors, as the architecture has them.
         tensors: Vec<String>,
     },
     /// A file holds a tensor that the architecture does not have (or that the index does not place there).
     #[error("`{}` holds tensor `{tensor}`, which {reason}", file.display())]
     Unexpected {
-        /// The file.
+        /// Path of the safetensors file.
         file: PathBuf,
-        /// The tensor.
+        /// Name of the tensor, as the file has it.
         tensor: String,
         /// Why it does not belong there.
         reason: &'static str,
@@ -88,9 +88,9 @@ pub enum ModelError {
     /// A tensor has another shape than the configuration says.
     #[error("tensor `{tensor}` in `{}` has shape {found:?}, config.json asks for {expected:?}", file.display())]
     WrongShape {
-        /// The file.
+        /// Path of the safetensors file.
         file: PathBuf,
-        /// The tensor.
+        /// Name of the tensor, as the file has it.
         tensor: String,
         /// Shape by the configuration.
         expected: Vec<i64>,
@@ -100,9 +100,9 @@ pub enum ModelError {
     /// A tensor's elements are of a kind that weights are not stored in.
     #[error("tensor `{tensor}` in `{}` has kind {found} (float32, float16 and bfloat16 are read)", file.display())]
     WrongKind {
-        /// The file.
+        /// Path of the safetensors file.
         file: PathBuf,
-        /// The tensor.
+        /// Name of the tensor, as the file has it.
         tensor: String,
         /// Kind in the file.
         found: String,
@@ -110,9 +110,9 @@ pub enum ModelError {
     /// A tensor holds NaN or infinity.
     #[error("tensor `{tensor}` in `{}` holds values that are not finite; the file is corrupt", file.display())]
     NotFinite {
-        /// The file.
+        /// Path of the safetensors file.
         file: PathBuf,
-        /// The tensor.
+        /// Name of the tensor, as the file has it.
         tensor: String,
     },
     /// libtorch refused an operation, most likely for want of memory.

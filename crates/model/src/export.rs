@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::save::{copy_companions, sync_folder, write_config, write_file, write_weights};
 use crate::{ModelError, Parameters};
 
-/// What the folder of a trained model says beside its weights.
+/// What the folder of a trained model says besides its weights.
 ///
 /// It is the folder that training began with, but for what the job decided: the chat template that prompts were written with, and all
 /// tokens that ended answers. A folder with the old template would be asked in another way than it was trained, and lose much of

@@ -45,7 +45,7 @@ pub fn load_kernels(
 pub fn missing_kernels(config: &ModelConfig, kind: Kind, device: Device) -> Option<String> {
     let error = load_kernels(config, kind, device).err()?;
     Some(format!(
-        "this job computes on a GPU, and the kernels for it cannot be had: {error}. `resources.require_gpu_kernels = false` \
-         goes on without them, several times slower"
+        "this job computes on a GPU, and its kernels are not available: {error}. `resources.require_gpu_kernels = false` \
+         continues without them, several times slower"
     ))
 }

@@ -103,7 +103,7 @@ pub(crate) struct Activations {
     attention: AttentionTrace,
     /// Output of attention before its norm, `[T, D]`; only where there is such a norm.
     attention_output: Option<Tensor>,
-    /// Residual stream behind the attention, `[T, D]`.
+    /// Residual stream after the attention, `[T, D]`.
     middle: Tensor,
     /// `[T, 2 F]`.
     gate_up: Tensor,
@@ -142,7 +142,7 @@ impl Layer {
                 HeadNorms::EachHead => Some(head_norms(false)),
                 HeadNorms::Width => Some(head_norms(true)),
             },
-            // Behind the rotary embeddings there is one that leaves all as it is.
+            // The entry after the rotary embeddings is the identity.
             rotation: config.layer_kind(index).rotary.unwrap_or(config.rotary.len()),
             rotates_partly: config.rotates_partly(),
             query_factor: config.query_factor(),
@@ -152,7 +152,7 @@ impl Layer {
         }
     }
 
-    /// The stream behind the layer; nothing is kept.
+    /// The residual stream after the layer; no activation is kept.
     pub(crate) fn forward(&self, stream: Stream, rotations: &[Rotation], attention: &mut dyn Attention) -> Stream {
         let rotation = &rotations[self.rotation];
         let (input, normed) = stream.maybe_normed(self.norms.before_attention.as_ref());

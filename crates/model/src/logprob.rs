@@ -166,9 +166,9 @@ pub fn head_backward(
 
 /// The same on the device of the model, to which they are brought once: it is waited for then.
 struct OnDevice {
-    /// `[M]` int64.
+    /// Chosen tokens, `[M]` int64.
     tokens: Tensor,
-    /// `[M]` float32.
+    /// Derivatives of the loss by the log-probs, `[M]` float32.
     coefficients: Tensor,
     /// `[M]` float32, where the loss depends on entropies.
     entropy_coefficients: Option<Tensor>,

@@ -15,7 +15,7 @@ fn fused<T>(result: Result<T, ViewError>) -> T {
 
 /// States why a launch cannot be refused.
 pub(crate) fn launched<T>(result: Result<T, KernelError>) -> T {
-    result.expect("the kernels are those of this model, and a device that refuses them computes nothing any more")
+    result.expect("the kernels are those of this model, and a device that refuses them computes nothing afterwards")
 }
 
 /// `x W^T + b` of the rows of a pass; unit by unit within [`pacs_torch::with_units`], as all products here.

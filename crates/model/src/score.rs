@@ -19,7 +19,7 @@ pub enum ScoreError {
     UnknownToken {
         /// Index of the item.
         item: usize,
-        /// The token.
+        /// Id of the token, which the vocabulary does not have.
         token: u32,
         /// Size of the vocabulary.
         vocab_size: i64,

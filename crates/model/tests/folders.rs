@@ -95,7 +95,7 @@ fn truncated_and_corrupt_files() {
         (&whole[..3], "shorter than a safetensors header"),
         (&[], "shorter than a safetensors header"),
         (&garbage, "not the size of a safetensors header"),
-        (&[&whole[..], b"x"].concat(), "goes on after its last tensor"),
+        (&[&whole[..], b"x"].concat(), "bytes after its last tensor"),
         (&overlapping, "do not fit together"),
     ];
     for (content, expected) in cases {

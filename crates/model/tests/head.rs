@@ -97,7 +97,7 @@ proptest! {
 }
 
 #[test]
-fn nothing_to_learn_is_a_zero_gradient() {
+fn a_batch_without_signal_has_a_zero_gradient() {
     let model = model(Kind::Float);
     let hidden = Tensor::randn([3, 96], (Kind::Float, Device::Cpu));
     let gradients = model.zero_gradients();

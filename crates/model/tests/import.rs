@@ -45,7 +45,7 @@ impl Draft {
         draft
     }
 
-    /// The same as a Qwen: its keys, its pre-tokenizer, and what its layers have beside.
+    /// The same as a Qwen: its keys, its pre-tokenizer, and what its layers have in addition.
     fn qwen(family: &str) -> Self {
         let mut draft = Self::new();
         let metadata = std::mem::take(&mut draft.metadata);
@@ -235,7 +235,7 @@ fn damaged_files() {
     let path = dir.path().join("model.gguf");
     Draft::new().write(&path);
     let whole = fs::read(&path).unwrap();
-    // The kind of a tensor stands behind its name, rank and sizes.
+    // The kind of a tensor follows its name, rank and sizes.
     let name = b"blk.0.attn_q.weight";
     let kind_at = whole.windows(name.len()).position(|window| window == name).unwrap() + name.len() + 4 + 16;
     let mut unknown = whole.clone();

@@ -56,6 +56,7 @@ impl Curriculum {
     /// Decides on the draw of `group`, whose problem has the index `problem`.
     #[must_use]
     pub fn choice(&self, history: &History, group: GroupId, problem: usize) -> Choice {
+        // A new problem is always drawn: its difficulty is unknown until it has been sampled.
         let Some(seen) = history.of(problem) else { return Choice::Take };
         if self.retire_after.is_some_and(|after| seen.solved >= after) {
             return Choice::Retired;
@@ -63,6 +64,7 @@ impl Curriculum {
         let Some(floor) = self.difficulty_floor else { return Choice::Take };
         let rate = seen.pass_rate();
         let share = (4.0 * rate * (1.0 - rate)).max(floor);
+        // Keyed by the draw and not by a generator that advances: a draw that is decided again after a restart gets the same answer.
         let noise = NoiseKey::new(self.plan.seed, DRAWS, SampleId { group, index: 0 }).uniform(0);
         if noise < share { Choice::Take } else { Choice::Pass }
     }
@@ -73,6 +75,7 @@ impl Curriculum {
     /// retired is; if all are retired, all are reopened and the first draw is taken. So a job never runs out of
     /// problems, and solved problems are measured again from time to time.
     pub fn next(&self, order: &DrawOrder, history: &mut History, cursor: u64, taken: impl Fn(GroupId) -> bool) -> Draw {
+        // Two epochs, because the search may begin in the middle of one, and each problem should be considered at least once.
         let most = (2 * self.plan.problems() as u64).max(LEAST_LOOKED_AT);
         let draws = (cursor..).map(GroupId).filter(|group| !taken(*group));
         let mut fallback = None;
@@ -80,6 +83,7 @@ impl Curriculum {
             let draw = Draw { group, cursor: group.0 + 1, skipped, reopened: 0 };
             match self.choice(history, group, order.index_at(group.0)) {
                 Choice::Take => return draw,
+                // Rather a problem of little signal than a retired one, which has none.
                 Choice::Pass => fallback = fallback.or(Some(draw)),
                 Choice::Retired => {}
             }
@@ -143,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn solved_problems_are_retired_and_the_others_go_on() {
+    fn solved_problems_are_retired_and_the_others_are_still_drawn() {
         let (drawn, skipped, reopened) =
             run(&curriculum(&[10], Some(2), None), 100, |problem| vec![1.0, f64::from(u8::from(problem < 6))]);
         let count = |problem| drawn.iter().filter(|drawn| **drawn == problem).count();
@@ -182,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn problems_are_drawn_by_what_they_teach() {
+    fn problems_are_drawn_by_their_signal() {
         // A third of the problems is always wrong, a third always right, and a third in between.
         let labels = |problem: usize| match problem % 3 {
             0 => vec![0.0, 0.0],
@@ -199,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_of_one_problem_never_stands_still() {
+    fn a_set_of_one_problem_never_stalls() {
         for (after, floor) in [(Some(1), None), (None, Some(0.01)), (Some(3), Some(0.01))] {
             for label in [0.0, 1.0] {
                 let (drawn, ..) = run(&curriculum(&[1], after, floor), 300, |_| vec![label]);

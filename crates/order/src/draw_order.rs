@@ -103,6 +103,7 @@ impl DrawOrder {
     /// Never: no holder of the lock panics.
     #[must_use]
     pub fn index_at(&self, cursor: u64) -> usize {
+        // A single set needs no walk over earlier draws: its position is the cursor.
         let (set, draw) = match &self.sets[..] {
             [_] => (0, cursor),
             _ => self.place_of(cursor),
@@ -140,9 +141,10 @@ impl DrawOrder {
     }
 
     fn draw(&self, cursor: u64, counts: &mut [u64]) -> (usize, u64) {
-        let behind = |set: usize| self.sets[set].share * (cursor + 1) as f64 - counts[set] as f64;
+        let deficit = |set: usize| self.sets[set].share * (cursor + 1) as f64 - counts[set] as f64;
+        // The largest deficit, and not a random set by weight: random draws would leave small sets out of many steps.
         // Ties go to the first set.
-        let chosen = (1..self.sets.len()).fold(0, |best, set| if behind(set) > behind(best) { set } else { best });
+        let chosen = (1..self.sets.len()).fold(0, |best, set| if deficit(set) > deficit(best) { set } else { best });
         counts[chosen] += 1;
         (chosen, counts[chosen] - 1)
     }
@@ -195,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resumed_mixture_goes_on_where_it_was() {
+    fn a_resumed_mixture_continues_where_it_was() {
         let all = drawn(&order(7, true, &SETS), 0..5000);
         // The ends of blocks and of epochs: the second set's seven problems repeat every 31 or 32 draws.
         for start in [0, 1, 31, 32, 1023, 1024, 1025, 2048, 4999] {

@@ -68,6 +68,7 @@ impl Seen {
     }
 
     fn take(&mut self, evidence: Evidence) {
+        // Integers and not floats: the history is part of a checkpoint, and must be the same on every machine.
         self.visits = self.visits.saturating_add(1);
         // Rounded towards the group's pass rate.
         self.rate = match evidence.rate >= self.rate {
@@ -93,6 +94,7 @@ impl History {
 
     /// Notes the outcome of a complete group, which counts from the end of the step.
     pub fn note(&mut self, group: GroupId, evidence: Evidence) {
+        // Not applied yet: groups complete in an order that depends on timing, and draws would depend on it, too.
         self.noted.insert(group, evidence);
     }
 

@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resumed_order_goes_on_where_it_was() {
+    fn a_resumed_order_continues_where_it_was() {
         let all = drawn(&TrainOrder::new(7, 30, true), 0..200);
         for start in [0, 1, 29, 30, 31, 150] {
             let resumed = TrainOrder::new(7, 30, true);

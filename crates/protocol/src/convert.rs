@@ -100,6 +100,7 @@ impl TryFrom<v1::Sample> for Sample {
             let problem = format!("has {} values for {} tokens", wire.logprobs.len(), wire.tokens.len());
             return Err(WireError::new("logprobs", problem));
         }
+        // At the door and not in the learner, where a NaN would have cost the whole batch.
         within_bounds("logprobs", &wire.logprobs)?;
         if !wire.sampled_logprobs.is_empty() && wire.tokens.len() != wire.sampled_logprobs.len() {
             let problem = format!("has {} values for {} tokens", wire.sampled_logprobs.len(), wire.tokens.len());
@@ -140,10 +141,12 @@ fn spans(wire: &v1::Sample) -> Result<Vec<VersionSpan>, WireError> {
         let tokens = u32::try_from(tokens).map_err(|_| WireError::new("tokens", format!("has {tokens} values")))?;
         return Ok(vec![VersionSpan { version: WeightVersion(wire.version), tokens }]);
     }
+    // In 64 bits: a hostile message may hold spans whose sum overflows 32.
     let covered: u64 = wire.spans.iter().map(|span| u64::from(span.tokens)).sum();
     if covered != tokens as u64 || wire.spans.iter().any(|span| span.tokens == 0) {
         return Err(WireError::new("spans", format!("cover {covered} of {tokens} tokens, or have an empty span")));
     }
+    // Weights only ever get newer while a sample runs. The staleness bound relies on the first span being the oldest.
     if !wire.spans.is_sorted_by_key(|span| span.version) {
         return Err(WireError::new("spans", "go back to older weights"));
     }

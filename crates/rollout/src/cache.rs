@@ -1,7 +1,7 @@
 //! Keys and values of the tokens that samples have seen, in blocks, and attention over them.
 //!
 //! `P` blocks of `S` tokens, `B` rows that decode, `T` packed tokens, `N` query heads, `K` key heads, `H` head width. A pass
-//! is `B` tokens, one a row that decodes, and behind them the tokens of chunks. Which blocks belong to whom is the
+//! is `B` tokens, one per decoding row, followed by the tokens of chunks. Which blocks belong to whom is the
 //! scheduler's business.
 
 use std::sync::Arc;
@@ -86,7 +86,7 @@ impl Span {
 }
 
 impl KvCache {
-    /// A cache of so many blocks, and one behind them that belongs to no sample.
+    /// A cache of so many blocks, and a scratch block after them that belongs to no sample.
     ///
     /// Nothing is written, so that on a CPU the system gives memory only to blocks that come to be used.
     pub(crate) fn new(config: &ModelConfig, blocks: usize, kind: Kind, device: Device) -> Result<Self, TchError> {
@@ -123,7 +123,7 @@ impl KvCache {
         (self.keys.get(layer as i64), self.values.get(layer as i64))
     }
 
-    /// The attention of a pass: `decode` rows bring one token each, `chunks` bring theirs behind them.
+    /// The attention of a pass: `decode` rows bring one token each, `chunks` bring theirs after them.
     pub(crate) fn pass(&mut self, decode: Vec<Span>, chunks: Vec<Span>) -> Result<Pass<'_>, TchError> {
         let device = self.keys.device();
         let slots: Vec<(u32, u32)> = decode.iter().chain(&chunks).flat_map(|span| span.new_slots()).collect();
@@ -276,7 +276,7 @@ struct OnDevice {
 
 /// States why a launch cannot be refused.
 fn launched<T>(result: Result<T, KernelError>) -> T {
-    result.expect("the kernels are those of this model, and a device that refuses them computes nothing any more")
+    result.expect("the kernels are those of this model, and a device that refuses them computes nothing afterwards")
 }
 
 /// Attention of one pass.

@@ -60,7 +60,7 @@ pub struct Finished {
     pub ticket: u64,
     /// Index within the group.
     pub index: u32,
-    /// The sample.
+    /// Tokens, log-probs, version spans and finish reason.
     pub sample: Sample,
 }
 
@@ -93,18 +93,18 @@ pub struct EngineCounts {
     pub recomputed_tokens: u64,
 }
 
-/// Why generation cannot go on.
+/// Why generation cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// A group that cannot be generated.
     #[error("group {ticket}: {problem}")]
     Refused {
-        /// Its ticket.
+        /// The ticket that its submission returned.
         ticket: u64,
         /// What is wrong with it.
         problem: String,
     },
-    /// libtorch failed.
+    /// An operation of libtorch failed; the engine cannot be used afterwards.
     #[error("libtorch: {0}")]
     Torch(#[from] TchError),
     /// The kernels of a GPU failed.
@@ -573,7 +573,7 @@ impl Engine {
                 Some(Sampled::from(drawn))
             }
             Err(error) => {
-                tracing::warn!("generation goes on without CUDA graphs, and slower: {error}");
+                tracing::warn!("generation continues without CUDA graphs, and slower: {error}");
                 None
             }
         }
@@ -656,7 +656,7 @@ fn no_text(error: TokenizerError) -> EngineError {
     EngineError::Text(error.to_string())
 }
 
-/// The kernels of a GPU, where one computes and they are wanted. Without them generation is slow, and goes on.
+/// The kernels of a GPU, where one computes and they are wanted. Without them generation continues, slowly.
 fn of_device(config: &ModelConfig, kernels: Kernels, kind: Kind, device: Device) -> Option<Arc<DeviceKernels>> {
     if kernels == Kernels::Reference {
         return None;

@@ -49,7 +49,7 @@ impl Leasing {
         self.held
             .wait_for(Option::is_some)
             .await
-            .map_err(|_| ServeError::Rejoin("nobody follows the weights".into()))?;
+            .map_err(|_| ServeError::Rejoin("no thread follows the weights".into()))?;
         loop {
             let rows = self.rows;
             let in_flight = *self
@@ -113,7 +113,7 @@ impl Leasing {
         let has = |held: &Option<VersionId>| *held >= Some(wanted);
         match tokio::time::timeout(WEIGHTS_DEADLINE, self.held.wait_for(has)).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) => Err(ServeError::Rejoin("nobody follows the weights".into())),
+            Ok(Err(_)) => Err(ServeError::Rejoin("no thread follows the weights".into())),
             Err(_) => {
                 let waited = WEIGHTS_DEADLINE.as_secs();
                 Err(ServeError::Rejoin(format!("{wanted} was leased for and has not come for {waited} s")))

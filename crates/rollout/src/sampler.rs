@@ -21,7 +21,7 @@ pub(crate) struct Sampled {
     pub(crate) tokens: Vec<i64>,
     /// Its log-probability under the temperature-scaled policy, before top-k, top-p and min-p (nats).
     pub(crate) logprobs: Vec<f32>,
-    /// Its log-probability behind them (nats).
+    /// Its log-probability after the filters (nats).
     pub(crate) sampled_logprobs: Vec<f32>,
     /// Entropy of the temperature-scaled policy (nats).
     pub(crate) entropies: Vec<f32>,
@@ -100,7 +100,7 @@ fn sample_by_tensors(logits: &Tensor, rows: &[RowSampling], kind: Kind) -> Resul
     })
 }
 
-/// Moves draws behind the last token of non-zero probability onto it.
+/// Clamps draws to the last token of non-zero probability.
 fn last_possible(chosen: &Tensor, cumulative: &Tensor, vocabulary: i64) -> Result<Tensor, TchError> {
     let total = cumulative.f_narrow(-1, vocabulary - 1, 1)?;
     let last = total.contiguous().f_searchsorted(cumulative, false, false, "left", None::<Tensor>)?;

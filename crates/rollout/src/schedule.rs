@@ -2,7 +2,7 @@
 //!
 //! A block has one owner: a prompt, which all samples of its group share and which lives as long as one of them runs, or
 //! a sample. Answers begin in a block of their own, so nothing is ever copied. Samples wait in line, oldest first; one is
-//! admitted when its blocks are there and one more for each that runs and may still grow, so that those can go on. When blocks run out all
+//! admitted when its blocks are there and one more for each that runs and may still grow, so that those can continue. When blocks run out all
 //! the same, the youngest sample gives its blocks back and waits at the head of the line: its tokens are kept, and
 //! their keys and values computed again.
 
@@ -18,7 +18,7 @@ pub(crate) struct Bounds {
     pub(crate) rows: usize,
     /// Tokens of prompts, and of answers that are computed again, in one pass.
     pub(crate) chunk_tokens: usize,
-    /// Blocks.
+    /// Blocks of the KV cache, the bound of all that runs.
     pub(crate) blocks: usize,
     /// One prompt or answer a pass, so that where it is cut does not depend on the others.
     pub(crate) one_chunk: bool,
@@ -27,7 +27,7 @@ pub(crate) struct Bounds {
 /// Blocks by owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockCounts {
-    /// Nobody's.
+    /// Blocks without an owner.
     pub free: usize,
     /// Those of prompts, each of which all samples of its group share.
     pub prompts: usize,
@@ -394,7 +394,7 @@ impl<S, P: Default> Scheduler<S, P> {
         self.running[row].tokens += 1;
     }
 
-    /// Takes a finished row out; those behind it move up.
+    /// Removes a finished row; later rows move up.
     pub(crate) fn finish(&mut self, row: usize) -> S {
         self.release(row).sample
     }

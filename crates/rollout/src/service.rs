@@ -50,7 +50,7 @@ pub enum RolloutError {
     /// The job spec or what it names cannot be used.
     #[error("{0}")]
     Config(String),
-    /// Generation failed.
+    /// The engine failed; the worker process has to be restarted.
     #[error("{0}")]
     Engine(String),
 }
@@ -84,7 +84,7 @@ pub async fn run(options: RolloutOptions, shutdown: Shutdown) -> Result<Exit, Ro
     // Static destructors of libtorch must not run under it; see `pacs_torch::end_process` for the one that does not come back.
     let ended = tokio::task::spawn_blocking(move || engine.is_none_or(|engine| engine.end(ENGINE_PATIENCE))).await;
     if !matches!(ended, Ok(true)) {
-        tracing::warn!("the generating thread does not come back from its pass; the process ends without it");
+        tracing::warn!("the generating thread does not return from its pass; the process exits without it");
     }
     result
 }

@@ -97,7 +97,7 @@ where
         }
     }
 
-    /// Takes what the engine says. Its last word comes behind the samples that it has finished before.
+    /// Takes what the engine says. Its final message follows the samples that it finished before.
     async fn take(&mut self, output: Option<Output>) -> Result<(), ServeError> {
         // Leases are announced before their samples can be finished.
         while let Ok(lease) = self.leases.try_recv() {
@@ -165,7 +165,7 @@ where
     });
     let taken = match submitted.await {
         Ok(()) => {
-            tracing::debug!("sample handed in");
+            tracing::debug!("sample submitted");
             true
         }
         // The lease lapsed.
@@ -204,7 +204,7 @@ impl<T> Window<T> {
         self.slots.push_back(Slot::Running(future));
     }
 
-    /// The result of the oldest; all go on meanwhile, and none is lost when this is dropped before it is ready. Never
+    /// The result of the oldest; all continue meanwhile, and none is lost when this is dropped before it is ready. Never
     /// ready without any.
     async fn next(&mut self) -> T {
         poll_fn(|context| {

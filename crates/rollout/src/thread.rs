@@ -340,7 +340,7 @@ impl Worker<'_> {
             generation = id.generation.0,
             version = id.version.0,
             seconds,
-            "generation stood still for weights"
+            "generation stalled for weights"
         );
         Ok(())
     }
@@ -350,11 +350,7 @@ impl Worker<'_> {
             return;
         };
         if preemptions > self.told {
-            tracing::info!(
-                preemptions,
-                recomputed_tokens,
-                "the cache was full: samples had to wait and were computed again"
-            );
+            tracing::info!(preemptions, recomputed_tokens, "the cache was full: samples were preempted and recomputed");
             self.told = preemptions;
         }
     }

@@ -28,9 +28,9 @@ pub enum WeightsError {
     /// They are not this model's.
     #[error("{bytes} bytes of {kind:?} do not fit this model, which has {expected}")]
     OtherModel {
-        /// Their size.
+        /// Size of the received weights in bytes.
         bytes: u64,
-        /// Their kind.
+        /// Element kind of the received weights.
         kind: WeightKind,
         /// The size of the model's in that kind.
         expected: u64,

@@ -436,7 +436,7 @@ fn a_soak_leaves_every_block_free() {
     assert!(counts.preemptions > 10 && counts.recomputed_tokens > 100, "{counts:?}");
 }
 
-/// The kernels of a GPU, run on a processor, generate what the engine generates without them: prompts in chunks beside rows
+/// The kernels of a GPU, run on a processor, generate what the engine generates without them: prompts in chunks next to rows
 /// that decode, preemption, filters, and models with and without norms of heads.
 #[test]
 fn the_kernels_of_a_gpu_generate_the_same_samples() {

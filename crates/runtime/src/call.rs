@@ -250,7 +250,7 @@ impl Tries {
             return false;
         }
         let wait = self.backoff.wait().min(self.patience - waited);
-        tracing::debug!(what, tries = self.made, "failed, and is tried again: {problem}");
+        tracing::debug!(what, tries = self.made, "failed, retrying: {problem}");
         if waited >= QUIET && !self.warned {
             self.warned = true;
             let left = (self.patience - waited).as_secs();
@@ -299,7 +299,7 @@ mod tests {
     const POLICY: Policy = Policy::new("Test", Duration::from_millis(50)).waits(WAITS[0], WAITS[1]);
 
     #[test]
-    fn the_table_says_what_is_worth_another_try() {
+    fn the_table_says_which_failures_are_retried() {
         use Code::*;
         for (expected, codes) in [
             (Meaning::TryAgain, &[Unavailable, DeadlineExceeded, Cancelled, Unknown, Internal, ResourceExhausted][..]),
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn failures_that_may_pass_and_silence_are_tried_again() {
+    async fn transient_failures_and_timeouts_are_retried() {
         let mut tries = 0;
         let answer = POLICY.run(|| {
             tries += 1;
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn patience_ends_and_says_how_often_it_was_tried() {
+    async fn retries_are_bounded_and_the_error_counts_them() {
         let mut made = 0;
         let error = POLICY.patience(Duration::from_millis(100)).run(|| {
             made += 1;
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_foreign_service_answers_is_final_unless_it_is_away() {
+    async fn answers_of_a_foreign_service_are_final_unless_it_is_unavailable() {
         for code in [Code::NotFound, Code::Internal, Code::Aborted, Code::DeadlineExceeded] {
             let policy = Policy::of_service("Verify", Duration::from_secs(9)).waits(WAITS[0], WAITS[1]);
             let error = policy.run(|| async { Err::<Response<()>, _>(Status::new(code, "no")) }).await;

@@ -42,7 +42,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_is_said_once() {
+    fn a_cause_is_printed_once() {
         let cause = || io::Error::other("no space");
         assert_eq!(chain(&Told("write `x`", cause())), "write `x`: no space");
         assert_eq!(chain(&Told("write `x`: no space", cause())), "write `x`: no space");

@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_passes_is_tried_again() {
+    fn transient_refusals_are_retried() {
         // Linux: ENOSPC, EDQUOT, EFBIG, EIO, EMFILE, ESTALE; ENOENT, EACCES, ENOTDIR, EROFS, ENAMETOOLONG.
         for (errors, exit) in [(&[28, 122, 27, 5, 24, 116][..], Exit::Again), (&[2, 13, 20, 30, 36], Exit::Config)] {
             for error in errors {

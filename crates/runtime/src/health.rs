@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn alive_ready_and_getting_on_are_different_answers() {
+    async fn liveness_readiness_and_progress_differ() {
         let health = Health::default();
         let address = health.serve("127.0.0.1:0").await.expect("a free port");
         let mut client = client(address).await;

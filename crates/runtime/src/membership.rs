@@ -54,7 +54,7 @@ pub enum JoinError {
         last: String,
     },
     /// The coordinator at the address serves another run, or another start of the job.
-    #[error("the own run was looked for at {address} for {} s, and another one is there: {last}", waited.as_secs())]
+    #[error("this worker's run was looked for at {address} for {} s, and another run is served there: {last}", waited.as_secs())]
     OtherRun {
         /// Address that was dialled.
         address: String,
@@ -373,7 +373,7 @@ impl Membership {
         let mut client = WorkerServiceClient::new(self.channel.clone());
         let request = v1::LeaveRequest { worker_id: self.worker.0, error: error.unwrap_or_default() };
         if let Ok(Err(status)) = tokio::time::timeout(HEARTBEAT_DEADLINE, client.leave(request)).await {
-            tracing::debug!(%status, "goodbye was not heard");
+            tracing::debug!(%status, "deregistration failed");
         }
     }
 }
@@ -394,7 +394,7 @@ struct Registered {
 
 /// Connects and registers, with retries until the join timeout while the coordinator is unreachable or serves another
 /// run. Its address is resolved again for each try: it may have moved, and the last answer may have come from a process
-/// that a lost node left behind.
+/// that a lost node left.
 async fn register(link: &Link, request: v1::RegisterRequest, was_member: bool) -> Result<Registered, JoinError> {
     let mut tries = LOOK.patience(link.join_timeout).tries();
     let mut told_stranger = false;

@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_grace_the_request_is_enough() {
+    async fn without_a_grace_period_the_request_suffices() {
         let shutdown = Shutdown::new();
         shutdown.request();
         tokio::time::timeout(Duration::from_secs(10), shutdown.leaving()).await.expect("no time is given");

@@ -86,7 +86,7 @@ pub async fn work<W: Worker>(
         };
         let Some(wait) = prospects.after(was_good) else {
             tracing::error!(
-                "{MOST_FRUITLESS} registrations in a row came to nothing: the process ends, to be started again; the last: \
+                "{MOST_FRUITLESS} registrations in a row failed: the process exits to be restarted; the last: \
                  {reason}"
             );
             return Ok(Exit::Again);

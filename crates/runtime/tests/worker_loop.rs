@@ -182,7 +182,7 @@ async fn a_worker_waits_for_its_own_run_and_does_nothing_for_another() {
 }
 
 #[tokio::test]
-async fn a_worker_whose_run_does_not_come_back_ends_to_be_started_again() {
+async fn a_worker_whose_run_does_not_return_ends_for_a_restart() {
     let (address, _) = Coordinator::start(OTHER, Script::default()).await;
     let link = Link { join_timeout: Duration::from_millis(300), ..link(address, OURS) };
     let error = run(&link, &mut Idle::default(), &Shutdown::new()).await.unwrap_err();
@@ -240,7 +240,7 @@ async fn two_processes_with_one_name_end_in_one_clear_error() {
 }
 
 #[tokio::test]
-async fn a_request_for_shutdown_is_heard_wherever_the_loop_is() {
+async fn a_shutdown_request_is_honoured_anywhere_in_the_loop() {
     // While nobody is there.
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let shutdown = Shutdown::new();
@@ -267,7 +267,7 @@ async fn a_request_for_shutdown_is_heard_wherever_the_loop_is() {
 }
 
 #[tokio::test]
-async fn a_process_that_nothing_comes_of_is_told_to_end_at_once() {
+async fn a_process_that_must_restart_ends_at_once() {
     let (address, coordinator) = Coordinator::start(OURS, Script::default()).await;
     coordinator.say(Ok(v1::Directive::Restart));
     let (own, mut role, shutdown) = (link(address, ""), Idle::default(), Shutdown::new());

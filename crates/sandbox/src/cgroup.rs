@@ -22,7 +22,10 @@ impl Group {
         let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|error| error.to_string())?;
         let mount = mount_of(&mounts).ok_or("no control groups of version 2 are mounted")?;
         let own = fs::read_to_string("/proc/self/cgroup").map_err(|error| error.to_string())?;
-        let own = own.lines().find_map(|line| line.strip_prefix("0::")).ok_or("the process is in none of version 2")?;
+        let own = own
+            .lines()
+            .find_map(|line| line.strip_prefix("0::"))
+            .ok_or("the process is in no control group of version 2")?;
         Self::below(&mount.join(own.trim_start_matches('/')), policy)
     }
 

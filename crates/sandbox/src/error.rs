@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use crate::Layer;
 
-/// Why a sandbox says nothing about a program. Never the program's fault.
+/// Why a sandbox has no result for a program. Never the program's fault.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
     /// Layers do not hold, and the policy does not allow that.

@@ -147,7 +147,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_clock_getres,
     libc::SYS_gettimeofday,
     libc::SYS_times,
-    // What it is told.
+    // Information about the system and the process.
     libc::SYS_uname,
     libc::SYS_sysinfo,
     libc::SYS_getrandom,

@@ -25,7 +25,7 @@ use crate::interpreter::Interpreter;
 use crate::job::WrittenLimits;
 use crate::{Layer, Limits, Policy, filter, view};
 
-/// The user and group of nobody, on every system.
+/// Id of the user and group `nobody` on Linux.
 const NOBODY: u32 = 65534;
 
 /// The forked side.
@@ -65,7 +65,7 @@ const MODULES: [&str; 27] = [
 /// Where the stewards of programs mount their scratch folders.
 const SCRATCH: &str = "/tmp";
 
-/// What the process is told.
+/// Instructions to the process.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Order {
     pub(crate) policy: Policy,
@@ -73,7 +73,7 @@ pub(crate) struct Order {
     pub(crate) group: Result<PathBuf, String>,
 }
 
-/// What the warm interpreter is told.
+/// Instructions to the warm interpreter.
 #[derive(Serialize)]
 struct Plan<'a> {
     layers: [Layer; 12],
@@ -102,7 +102,7 @@ pub fn run_init(order: &str) -> ExitCode {
 }
 
 fn failed(problem: &str) -> ExitCode {
-    // Nobody is left to hear of it when standard error is gone.
+    // There is no other place to report to when standard error is gone.
     let _ = writeln!(std::io::stderr(), "{problem}");
     ExitCode::from(70)
 }
@@ -158,7 +158,7 @@ fn join(group: &Path) -> Result<(), String> {
         .map_err(|error| format!("join the control group `{}`: {error}", group.display()))
 }
 
-/// The namespaces beside those of users and mounts.
+/// The namespaces besides those of users and mounts.
 const OTHERS: [(Layer, CloneFlags); 4] = [
     (Layer::Net, CloneFlags::CLONE_NEWNET),
     (Layer::Ipc, CloneFlags::CLONE_NEWIPC),

@@ -46,7 +46,7 @@ impl Interpreter {
             return Err(format!("`{shown}` does not run: {}", answer.status));
         }
         let Answer { executable, version, prefixes, folders } = serde_json::from_slice(&answer.stdout)
-            .map_err(|error| format!("`{shown}` is no Python interpreter: {error}"))?;
+            .map_err(|error| format!("`{shown}` is not a Python interpreter: {error}"))?;
         if version < OLDEST {
             return Err(format!("`{shown}` is Python {}.{}, expected 3.9 or newer", version[0], version[1]));
         }

@@ -105,7 +105,7 @@ pub enum Case {
     },
     /// An expression of Python that is evaluated after the program.
     Call {
-        /// The expression.
+        /// The expression that calls the program's function, in Python.
         call: String,
     },
     /// A function of the program, or a method of its class `Solution`.
@@ -131,7 +131,7 @@ pub struct Ended {
     pub stdout: String,
     /// The end of what it wrote to standard error.
     pub stderr: String,
-    /// What it says of itself: claims of a program that nobody trusts.
+    /// What it says of itself: claims of an untrusted program.
     pub told: Vec<Told>,
     /// Processor time of the program and its threads.
     pub cpu: Duration,
@@ -204,6 +204,7 @@ impl Written {
     pub(crate) fn ended(self, limits: &Limits) -> Result<Ended, String> {
         // Lines that are none of ours are the program's, which may write anything.
         let told: Vec<Told> = self.told.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        // Whether the isolation stood is the steward's word, never the program's.
         if !self.ready {
             let why = told.into_iter().find_map(|told| match told {
                 Told::Fault(why) => Some(why),
@@ -211,12 +212,16 @@ impl Written {
             });
             return Err(why.unwrap_or_else(|| "the process ended before it was isolated".to_owned()));
         }
+        // After isolation the program can write these lines itself, and must not be able to claim a fault of the sandbox: a fault is
+        // retried, and a wrong answer is not.
         let told = told.into_iter().filter(|told| !matches!(told, Told::Fault(_))).collect();
         let seconds = |value: f64| Duration::try_from_secs_f64(value.max(0.0)).unwrap_or_default();
         let cpu = seconds(self.cpu_seconds);
+        // What the steward did comes first: a program that it killed has a signal, too, and that would read as a crash.
         let outcome = match (self.over, self.signal, self.code) {
             (Some(Over::Time), ..) | (None, Some(SIGXCPU), _) => Outcome::OverTime,
             (Some(Over::Output), ..) => Outcome::OverOutput,
+            // The kernel kills at the hard limit of processor time, one second after SIGXCPU, if the program ignores that.
             (None, Some(SIGKILL), _) if cpu >= limits.cpu => Outcome::OverTime,
             (None, Some(signal), _) => Outcome::Signalled(signal),
             (None, None, code) => Outcome::Exited(code.unwrap_or(-1)),

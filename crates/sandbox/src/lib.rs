@@ -1,4 +1,4 @@
-//! Runs programs that nobody trusts: several layers of isolation that the kernel enforces, each of which is reported.
+//! Runs untrusted programs: several layers of isolation that the kernel enforces, each of which is reported.
 //!
 //! Start at [`Sandbox`]: a process tree that keeps a warm Python interpreter and forks it into namespaces of its own for each
 //! [`Job`]. It is started by way of [`Entry`], for a process must be single-threaded while it isolates itself: [`run_init`] is what

@@ -107,7 +107,7 @@ impl Sandbox {
         if refused.is_empty() { Ok(sandbox) } else { Err(SandboxError::Missing(refused)) }
     }
 
-    /// Starts a sandbox whatever layers hold: to show them, not to run programs that nobody trusts.
+    /// Starts a sandbox whatever layers hold: to show them, not to run untrusted programs.
     ///
     /// # Errors
     /// [`SandboxError::Start`] when it does not start at all.

@@ -1,6 +1,6 @@
 """The trusted half of a sandbox that is written in Python: keeps a warm interpreter and forks it for each program.
 
-Three generations of processes, none of which ever sees what another program left behind:
+Three generations of processes, none of which ever sees leftovers of another program:
 
     zygote      warm, reads nothing but its arguments, waits for its child
       steward   process 1 of namespaces of its own; reads one job, runs its cases, answers, ends
@@ -174,7 +174,7 @@ def own_messages():
 def own_files():
     checked(LIBC.unshare(CLONE_NEWNS), "a mount namespace")
     checked(LIBC.mount(None, b"/", None, MS_REC | MS_PRIVATE, None), "keep mounts private")
-    # The rest of the view cannot be written to, so this is all that a program can leave behind, and it ends with the namespace.
+    # The rest of the view cannot be written to, so this is all that a program can leave, and it ends with the namespace.
     options = b"mode=0700,nr_inodes=4096,size=%d" % PLAN["scratch_bytes"]
     checked(LIBC.mount(b"tmpfs", b"/tmp", b"tmpfs", MS_NOSUID | MS_NODEV, options), "a scratch folder")
 

@@ -1,5 +1,5 @@
 //! Attempts to get out of a sandbox, to disturb it, or to stay in it. Each has to end as it is said here, and the sandbox that it was
-//! tried in goes on.
+//! tried in keeps working.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -246,7 +246,7 @@ fn judge(expected: Expected, ended: &Ended) -> Result<(), &'static str> {
 }
 
 #[tokio::test]
-async fn no_attempt_gets_out_and_the_sandbox_goes_on() {
+async fn no_attempt_escapes_and_the_sandbox_survives() {
     let folder = tempfile::Builder::new().prefix("pacs-escapes").tempdir().unwrap();
     let secret = folder.path().join("secret");
     std::fs::write(&secret, "ESCAPED").unwrap();
@@ -519,10 +519,10 @@ async fn a_missing_layer_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn what_does_not_start_says_why() {
+async fn start_failures_say_why() {
     for (policy, expected) in [
         (Policy { python: "/no/such/python".into(), ..Policy::default() }, "run `/no/such/python`: No such file"),
-        (Policy { python: "/bin/echo".into(), ..Policy::default() }, "`/bin/echo` is no Python interpreter"),
+        (Policy { python: "/bin/echo".into(), ..Policy::default() }, "`/bin/echo` is not a Python interpreter"),
         (
             Policy { paths: vec!["/no/such/folder".into()], ..Policy::default() },
             "`/no/such/folder`, which programs are to read, is not there",

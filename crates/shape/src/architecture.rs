@@ -98,21 +98,21 @@ pub enum LayerRotation {
 /// Values of keys that config.json does not have, as transformers fills them in.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Defaults {
-    /// `rms_norm_eps`.
+    /// Used where config.json lacks `rms_norm_eps`.
     pub rms_eps: f64,
-    /// `rope_theta`.
+    /// Used where config.json lacks `rope_theta`.
     pub rope_theta: f64,
-    /// `tie_word_embeddings`.
+    /// Used where config.json lacks `tie_word_embeddings`.
     pub tie_embeddings: bool,
     /// `head_dim`; none: width by heads.
     pub head_dim: Option<i64>,
     /// `num_key_value_heads`; none: all heads.
     pub kv_heads: Option<i64>,
-    /// `sliding_window`.
+    /// Used where config.json lacks `sliding_window`.
     pub window: Option<usize>,
-    /// `attn_logit_softcapping`.
+    /// Used where config.json lacks `attn_logit_softcapping`.
     pub score_cap: Option<f64>,
-    /// `final_logit_softcapping`.
+    /// Used where config.json lacks `final_logit_softcapping`.
     pub logit_cap: Option<f64>,
 }
 

@@ -22,9 +22,9 @@ pub struct ModelConfig {
     pub vocab_size: i64,
     /// Width of the residual stream.
     pub hidden: i64,
-    /// Transformer layers.
+    /// Number of transformer layers (`num_hidden_layers`).
     pub layers: usize,
-    /// Query heads.
+    /// Number of query heads of a layer (`num_attention_heads`).
     pub heads: i64,
     /// Key and value heads; each serves `heads / kv_heads` query heads.
     pub kv_heads: i64,
@@ -99,7 +99,7 @@ impl Rotary {
 pub enum RopeScaling {
     /// Not at all.
     None,
-    /// All alike.
+    /// All frequencies are divided by the same factor.
     Linear {
         /// Divisor of the frequencies.
         factor: f64,

@@ -14,7 +14,7 @@ use crate::config::{parse, read, read_if_there};
 /// all of them count.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndToken {
-    /// The token.
+    /// Id of the token that ends an answer.
     pub id: u32,
     /// How it is written, where a file says that.
     pub text: Option<String>,
@@ -75,7 +75,7 @@ pub(crate) fn ids(value: Option<&Value>, path: &Path) -> Result<Vec<u32>, ShapeE
         let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
         id.ok_or_else(|| {
             let detail = format!(
-                "`eos_token_id` holds {value}, which is no token; expected the number of the token that ends an answer, a list of \
+                "`eos_token_id` holds {value}, which is not a token; expected the number of the token that ends an answer, a list of \
                  them, or null"
             );
             ShapeError::config(path, detail)
@@ -133,7 +133,7 @@ pub(crate) fn config_text(dir: &Path) -> Result<String, ShapeError> {
     if !path.exists() && dir.join("adapter_config.json").exists() {
         return Err(ShapeError::config(
             dir,
-            "it is a LoRA adapter (adapter_config.json) and no whole model; merge it into its base model first \
+            "it is a LoRA adapter (adapter_config.json) and not a whole model; merge it into its base model first \
              (`merge_and_unload` of PEFT) and name the merged folder",
         ));
     }
@@ -207,7 +207,7 @@ mod tests {
         for value in [json!(-1), json!([1, -1]), json!("</s>"), json!(1.5), json!(4_294_967_296u64)] {
             let dir = folder(&[("config.json", json!({"eos_token_id": value}))]);
             let error = EndToken::of_folder(dir.path()).unwrap_err().to_string();
-            assert!(error.contains("config.json") && error.contains("which is no token"), "{error}");
+            assert!(error.contains("config.json") && error.contains("which is not a token"), "{error}");
         }
     }
 

@@ -7,7 +7,7 @@ pub enum ShapeError {
     /// A file could not be read.
     #[error("read `{}`: {error}", path.display())]
     Io {
-        /// The file.
+        /// Path of the file of the model folder.
         path: PathBuf,
         /// The operating system's answer.
         error: io::Error,
@@ -15,7 +15,7 @@ pub enum ShapeError {
     /// A JSON file does not parse or lacks a field.
     #[error("read `{}`: {detail}", path.display())]
     Config {
-        /// The file.
+        /// Path of the file of the model folder.
         path: PathBuf,
         /// What is wrong.
         detail: String,
@@ -23,7 +23,7 @@ pub enum ShapeError {
     /// The configuration asks for something that is not computed here.
     #[error("`{}` asks for {feature}, which is not supported ({hint})", path.display())]
     Unsupported {
-        /// The file.
+        /// Path of the file of the model folder.
         path: PathBuf,
         /// What it asks for.
         feature: String,

@@ -28,7 +28,7 @@ pub const HEAD_ROOM: f64 = 0.08;
 /// Pages of libtorch and its libraries that a first training step touches, on a CPU (measured).
 const LIBRARIES: u64 = 96 << 20;
 
-/// Where the copy of the state is that checkpoints are written from while training goes on.
+/// Where the copy of the state is that checkpoints are written from while training continues.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StateCopy {
     /// There is none: training stands still while they are written.
@@ -36,14 +36,14 @@ pub enum StateCopy {
     Absent,
     /// In the memory that the plan is about.
     Here,
-    /// In host memory, beside a GPU whose memory the plan is about.
+    /// In host memory, next to a GPU whose memory the plan is about.
     InHostMemory,
 }
 
 /// What decides how much memory training takes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainingSetup {
-    /// The model.
+    /// The model whose parameters and activations are counted.
     pub config: ModelConfig,
     /// Bytes of a weight: 4 when the model computes in float32, 2 in bfloat16.
     pub weight_bytes: u64,
@@ -70,7 +70,7 @@ pub struct TrainingSetup {
 /// What goes through the model at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PassShape {
-    /// Tokens.
+    /// Tokens that the pass computes, those of prompts included.
     pub tokens: u64,
     /// Tokens of answers, whose log-probs are taken.
     pub scored: u64,
@@ -83,7 +83,7 @@ pub struct PassShape {
 }
 
 impl PassShape {
-    /// The pass of `tokens` tokens that takes most: groups of `samples` answers of `answer` tokens behind prompts of
+    /// The pass of `tokens` tokens that takes most: groups of `samples` answers of `answer` tokens after prompts of
     /// `prompt` tokens. A single sequence may be longer than `tokens`.
     #[must_use]
     pub fn largest(tokens: u64, prompt: u64, answer: u64, samples: u64) -> Self {
@@ -116,7 +116,7 @@ pub struct ModelPlan {
     pub weights: u64,
     /// Weights of the reference policy.
     pub reference: u64,
-    /// Gradients.
+    /// Gradients of all weights of this rank, in float32 or as integers of 64 bits.
     pub gradients: u64,
     /// Master weights and moments.
     pub optimizer: u64,
@@ -131,7 +131,7 @@ pub struct ModelPlan {
     pub workspace: u64,
     /// Layers whose activations are kept; the others are computed again.
     pub kept_layers: usize,
-    /// All layers.
+    /// Layers of the model, for the share that `kept_layers` is.
     pub layers: usize,
 }
 
@@ -149,7 +149,7 @@ impl MemoryPlan {
         self.models().map(|model| model.state()).sum()
     }
 
-    /// The copy of the state in host memory beside a GPU.
+    /// The copy of the state in host memory next to a GPU.
     #[must_use]
     pub fn host_copy(&self) -> u64 {
         self.models().map(|model| model.host_copy).sum()
@@ -167,7 +167,7 @@ impl ModelPlan {
         self.weights + self.reference + self.gradients + self.optimizer + self.copy
     }
 
-    /// What a forward and backward takes beside the state.
+    /// What a forward and backward takes besides the state.
     #[must_use]
     pub fn pass(&self) -> u64 {
         self.activations + self.workspace
@@ -251,7 +251,7 @@ impl TrainingSetup {
         let recomputed = (layers - kept_layers) as u64;
         let kept = self.layer(pass) * kept_layers as u64;
         let again = if recomputed > 0 { self.layer(pass) } else { 0 };
-        // The residual stream in front of the last norm and behind it, and the angles of the rotation.
+        // The residual stream before and after the last norm, and the angles of the rotation.
         let ends = 2 * stream + 4 * pass.tokens * self.config.head_dim as u64;
         kept + recomputed * stream + again + ends
     }
@@ -269,7 +269,7 @@ impl TrainingSetup {
         pass.tokens * elements * self.weight_bytes + self.attention(pass)
     }
 
-    /// What attention keeps beside its input.
+    /// What attention keeps besides its input.
     fn attention(&self, pass: &PassShape) -> u64 {
         let Heads { queries, keys, count } = self.heads();
         let rows = |[q, k]: [u64; 2]| q * queries + 2 * k * keys;
@@ -281,7 +281,7 @@ impl TrainingSetup {
         plain + fused + pass.tokens * queries * self.weight_bytes
     }
 
-    /// What the process takes beside: in host memory the code of the libraries that are used, their scratch memory, and
+    /// What the process takes in addition: in host memory the code of the libraries that are used, their scratch memory, and
     /// gaps between activations of different sizes. A GPU's allocator has the head-room for that.
     fn overhead(&self, pass: &PassShape, kept_layers: usize) -> u64 {
         if self.in_host_memory { LIBRARIES + self.activations(pass, kept_layers) / 16 } else { 0 }
@@ -409,7 +409,7 @@ mod tests {
         assert_eq!(plan.total(), sharded.plan(&pass, 28).total() + plan.policy.copy);
         let with_reference = TrainingSetup { holds_reference: true, ..copying }.plan(&pass, 28).policy;
         assert_eq!(with_reference.copy, plan.policy.copy + with_reference.reference);
-        // Beside a GPU it takes nothing of the GPU, and is said all the same.
+        // Next to a GPU it takes nothing of the GPU, and is printed all the same.
         let beside = TrainingSetup { copy: StateCopy::InHostMemory, ..sharded.clone() }.plan(&pass, 28);
         assert_eq!((beside.total(), beside.host_copy()), (sharded.plan(&pass, 28).total(), plan.policy.copy));
         // Only the first rank writes replicated state.

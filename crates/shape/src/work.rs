@@ -14,7 +14,7 @@ pub struct PassWork {
 }
 
 impl PassWork {
-    /// A prompt and the answers behind it, every token of which is scored.
+    /// A prompt and the answers after it, every token of which is scored.
     #[must_use]
     pub fn row(prompt: usize, answers: &[usize]) -> Self {
         let mut work = Self { targets: answers.iter().sum::<usize>() as f64, ..Self::default() };
@@ -22,7 +22,7 @@ impl PassWork {
         work
     }
 
-    /// Adds a prompt and the answers behind it, each of which sees the prompt and itself.
+    /// Adds a prompt and the answers after it, each of which sees the prompt and itself.
     pub fn add_row(&mut self, prompt: usize, answers: &[usize]) {
         let own = |tokens: usize| (tokens * (tokens + 1)) as f64 / 2.0;
         self.tokens += (prompt + answers.iter().sum::<usize>()) as f64;

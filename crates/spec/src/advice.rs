@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_effect_is_said_with_what_to_do() {
+    fn settings_without_effect_are_reported_with_a_remedy() {
         assert_eq!(advice(""), [""; 0]);
         for (more, expected) in [
             ("asynchrony.max_lag = 4\nobjective.kind = 'grpo'", Some("samples may be 4 versions old")),

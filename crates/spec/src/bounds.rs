@@ -44,7 +44,7 @@ pub(crate) fn check(spec: &JobSpec) -> Vec<Broken> {
     check.found
 }
 
-/// Most sets of problems beside `data.train`.
+/// Most sets of problems besides `data.train`.
 const MOST_MIXED: usize = 31;
 
 /// Largest number of steps or updates.

@@ -97,7 +97,7 @@ pub struct EvaluationSet {
     pub every_steps: u64,
     /// Samples of each problem.
     pub samples: u32,
-    /// Temperature.
+    /// Sampling temperature of the set, resolved from its preset and the job.
     pub temperature: f64,
     /// Nucleus; 1 is off.
     pub top_p: f64,

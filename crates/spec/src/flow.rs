@@ -20,21 +20,22 @@ pub struct AsynchronySpec {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StalenessKind {
-    /// The step waits for it: the learners pause, nothing is thrown away.
+    /// The step waits for it: the learners pause, nothing is discarded.
     #[default]
     Wait,
-    /// It starts again with the newest weights, up to three times; then it is waited for.
+    /// It is regenerated with the newest weights, up to three times; then the step waits for it.
     Evict,
     /// It is trained on however old it is; for objectives with importance weights only.
     Accept,
 }
 
-/// What becomes of groups that are of no use, or that nothing comes of.
+/// What happens to groups without signal, and to groups that are not completed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GroupsSpec {
-    /// What happens to a group in which nothing differs that the objective contrasts: labels for `pacs`, rewards for the
-    /// others. Default `keep`, as in the paper; `ppo` and `reinforce_pp` have no other, for they compare beyond the group.
+    /// What happens to a group whose samples do not differ in what the objective contrasts: labels for `pacs`, rewards
+    /// for the others. Default `keep`, as in the paper; `ppo` and `reinforce_pp` allow nothing else, because they
+    /// compare beyond the group.
     pub uniform: UniformKind,
     /// `uniform = "refill"`: groups that are refilled in one step before the rest is kept. Default 3 times
     /// `batch.prompts_per_step`; 1 to 1,000,000.
@@ -42,11 +43,11 @@ pub struct GroupsSpec {
     /// Seconds from the first lease of a group to its last verdict, after which its open work is issued again. Default
     /// 7200, 1 to 1,000,000.
     pub timeout_seconds: u32,
-    /// So often a group may run out of that time before the next prompt takes its place. Default 3, 1 to 100.
+    /// How often a group may exceed that time before the next prompt replaces it. Default 3, 1 to 100.
     pub max_attempts: u32,
-    /// Rollout workers that may die while they hold a group before it is set aside for good, and verifiers that may die while
-    /// they hold a sample before another one takes its place (`verifier.max_replacements`). Default 3, 1 to 100. Before the
-    /// last of them it is lent alone, so that it does not answer for another one.
+    /// Rollout workers that may die while they hold a group before it is quarantined, and verifiers that may die while
+    /// they hold a sample before another one takes its place (`verifier.max_replacements`). Default 3, 1 to 100. Before
+    /// the last of them it is leased in isolation, so that it is not blamed for another one.
     pub max_worker_losses: u32,
 }
 
@@ -66,13 +67,13 @@ impl Default for GroupsSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct WatchdogSpec {
-    /// Seconds without a fresh sample, verdict, step, measurement or checkpoint after which the watchdog acts: at first all
-    /// loans end and the work is issued again, then the workers that hold it are started again. Default 1800, 30 to
-    /// 1,000,000. It has to be longer than the longest answer takes to generate and to grade.
+    /// Seconds without a fresh sample, verdict, step, measurement or checkpoint after which the watchdog acts: first
+    /// all leases are revoked and the work is issued again, then the workers that hold it are restarted. Default 1800,
+    /// 30 to 1,000,000. It has to be longer than the longest answer takes to generate and to grade.
     pub stall_seconds: u32,
-    /// Seconds without a report of any learner rank after which its task (loading, a step, a checkpoint) counts as stuck:
-    /// the ranks that owe one are started again, and form a new generation. Default 7200, 30 to 1,000,000. It has to be
-    /// longer than a step takes.
+    /// Seconds without a report of any learner rank after which its task (loading, a step, a checkpoint) counts as
+    /// stuck: the ranks that owe one are restarted and form a new generation. Default 7200, 30 to 1,000,000. It has to
+    /// be longer than a step takes.
     pub task_seconds: u32,
     /// Times in a row that the watchdog acts without progress between them; the next time ends the run. Default 3, 1 to 100.
     pub max_stalls: u32,

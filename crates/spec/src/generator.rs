@@ -143,8 +143,8 @@ pub enum GeneratorTask {
     Sorting,
     /// `Reverse crate.`; `verifier.kind` = `exact`.
     Reverse,
-    /// A Python program in words, such as one that reads integers, drops those below 12, adds 7 to each and prints their sum;
-    /// `verifier.kind` = `code`.
+    /// A Python program from a description, such as one that reads integers, drops those below 12, adds 7 to each and
+    /// prints their sum; `verifier.kind` = `code`.
     Programs,
 }
 

@@ -85,10 +85,10 @@ impl HubRepo {
         };
         let parts: Vec<&str> = id.split('/').collect();
         if parts.len() > 2 || !parts.iter().all(|part| is_part(part)) || RESERVED.contains(&parts[0]) {
-            return Err(format!("`{id}` is no name of the hub, such as `Qwen/Qwen3-0.6B`"));
+            return Err(format!("`{id}` is not a name of the hub, such as `Qwen/Qwen3-0.6B`"));
         }
         if let Some(revision) = revision.filter(|revision| !is_revision(revision)) {
-            return Err(format!("`{revision}` is no branch, tag or commit of `{id}`"));
+            return Err(format!("`{revision}` is not a branch, tag or commit of `{id}`"));
         }
         Ok(Self { kind, id: id.to_owned(), revision: revision.map(str::to_owned) })
     }

@@ -35,12 +35,12 @@ pub struct ObjectiveSpec {
     /// `real`: what the mean log-ratio of an answer is divided by. `disco`: temperature of the wrong answers of a prompt, below
     /// which the likeliest of them count alone. Default 0.5 (`disco` 10), above 0, at most 1,000.
     pub tau: Option<f64>,
-    /// `disco`: divergence from the old policy that costs nothing, nats a token. Default 1e-4, 0 to 10.
+    /// `disco`: divergence from the old policy without penalty, nats per token. Default 1e-4, 0 to 10.
     pub constraint_delta: Option<f64>,
-    /// `disco`: weight of the square of what is beyond. Default 1000, 0 to 1,000,000.
+    /// `disco`: weight of the squared excess over that. Default 1000, 0 to 1,000,000.
     pub constraint_penalty: Option<f64>,
-    /// `dppo`: how far a probability has gone: `tv`, its difference, or `kl`, nats of the token against all others. Default
-    /// `tv`.
+    /// `dppo`: how the change of a probability is measured: `tv`, its difference, or `kl`, nats of the token against
+    /// all others. Default `tv`.
     pub divergence: Option<Divergence>,
     /// `dppo`: the largest weight of a token. Default 20, 1 to 1,000.
     pub ratio_cap: Option<f64>,
@@ -112,15 +112,15 @@ pub enum ObjectiveKind {
     DrGrpo,
     /// GRPO with a higher upper bound and token-level loss.
     Dapo,
-    /// GRPO with one ratio an answer.
+    /// GRPO with one ratio per answer.
     Gspo,
     /// REINFORCE with a leave-one-out baseline.
     Rloo,
     /// REINFORCE with advantages whitened over the step.
     ReinforcePp,
-    /// The same behind the group mean as baseline.
+    /// The same with the group mean as baseline.
     ReinforcePpBaseline,
-    /// Proximal policy optimisation, with a value model beside the policy.
+    /// Proximal policy optimisation, with a value model besides the policy.
     Ppo,
     /// REINFORCE with a leave-one-out baseline, each prompt weighted by its pass rate.
     WeightedRloo,
@@ -158,7 +158,7 @@ pub enum AggregationKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ImportanceKind {
-    /// None.
+    /// No correction.
     Off,
     /// Weights above the cap become the cap.
     Truncate,

@@ -38,7 +38,7 @@ pub struct JobSpec {
     /// How far generation may run ahead of training.
     #[serde(default)]
     pub asynchrony: AsynchronySpec,
-    /// What becomes of groups that are of no use, or that nothing comes of.
+    /// What happens to groups without signal, and to groups that are not completed.
     #[serde(default)]
     pub groups: GroupsSpec,
     /// When a run counts as stuck, and what is tried then.
@@ -60,7 +60,7 @@ pub struct JobSpec {
     /// When state is saved.
     #[serde(default)]
     pub checkpoint: CheckpointSpec,
-    /// What is written down.
+    /// What is recorded.
     #[serde(default)]
     pub logging: LoggingSpec,
     /// How many workers, on what.
@@ -114,7 +114,7 @@ pub struct DataSpec {
     /// Held-out problems; required when evaluation is on.
     #[serde(default)]
     pub evaluation: Option<SourceSpec>,
-    /// Text behind every question, the last message of a conversation included. Default: the paper's, ` Please reason step by step, and put your final answer
+    /// Text after every question, the last message of a conversation included. Default: the paper's, ` Please reason step by step, and put your final answer
     /// within \boxed{}.`
     #[serde(default = "paper_suffix")]
     pub prompt_suffix: String,
@@ -128,15 +128,15 @@ pub struct DataSpec {
     /// Shuffle the training problems anew each epoch. Default true.
     #[serde(default = "yes")]
     pub shuffle: bool,
-    /// A problem is retired, and not drawn any more, when so many of its groups in a row were all right. When fewer others are
-    /// left than a step takes, all are drawn again until they are solved so often again. Default: none is retired; 1 to 1000. A resumed job
-    /// may change it.
+    /// A problem is retired, and no longer drawn, after this many groups in a row with only right answers. When fewer
+    /// problems are left than a step takes, the retired ones are reopened until they are solved as often again.
+    /// Default: none is retired; 1 to 1000. A resumed job may change it.
     #[serde(default)]
     pub retire_after: Option<u32>,
-    /// Draw problems by what they teach: one with the pass rate `p` is drawn with the probability `4 p (1 - p)`, but at
-    /// least this one. The pass rate starts at 1/2 and moves half of the way to that of each new group; problems that were
-    /// never drawn are always taken. Draws that are skipped cost nothing. Default: all problems alike; 0.01 to below 1. A
-    /// resumed job may change it.
+    /// Draw problems by their signal: one with the pass rate `p` is drawn with the probability `4 p (1 - p)`, but at
+    /// least with this one. The pass rate starts at 1/2 and moves half of the way to that of each new group; problems
+    /// that were never drawn are always taken. Draws that are skipped cost nothing. Default: all problems alike; 0.01
+    /// to below 1. A resumed job may change it.
     #[serde(default)]
     pub difficulty_floor: Option<f64>,
 }
@@ -180,7 +180,7 @@ pub struct SourceSpec {
     /// Leave out the first so many problems. Default: none.
     #[serde(default)]
     pub skip: Option<usize>,
-    /// Take only the first so many problems (behind those skipped), at least 1. Default: all.
+    /// Take only the first so many problems (after those skipped), at least 1. Default: all.
     #[serde(default)]
     pub limit: Option<usize>,
     /// Share of the prompts that are drawn from this set, relative to the other weights. For `data.train` and `data.mix`
@@ -265,17 +265,17 @@ pub struct RolloutSpec {
     /// Samples that one rollout worker generates at once. Default 256, up to 65536; room for one group at least.
     pub max_concurrent_samples: u32,
     /// Tokens that the KV cache of one rollout worker holds; a prompt counts once for all its samples. When it is full,
-    /// the youngest sample waits and is computed again. Default 0: `max_concurrent_samples` of the longest prompt and
+    /// the youngest sample is preempted and recomputed. Default 0: `max_concurrent_samples` of the longest prompt and
     /// answer, or what fits into 40 % of the host's memory. At least one longest prompt and answer, at most
     /// 1,000,000,000.
     pub cache_tokens: u64,
-    /// What computes: `auto` (default), the fastest there is, which is fused kernels on a CPU as on a GPU, or `reference`,
-    /// libtorch's own operations on one sequence at a time: slow, but on a CPU a sample does not depend on what else runs,
-    /// to the last bit.
+    /// What computes: `auto` (default), the fastest available, which is fused kernels on a CPU as on a GPU, or
+    /// `reference`, libtorch's own operations on one sequence at a time: slow, but on a CPU a sample does not depend on
+    /// what else runs, to the last bit.
     pub kernels: Kernels,
-    /// Whether a GPU does the passes that only decode as CUDA graphs, recorded once for each of a few batch sizes: the host
-    /// then launches one thing a pass in place of hundreds. Default true; no effect on a CPU. Where a graph cannot be
-    /// recorded, a warning says so and generation goes on without.
+    /// Whether a GPU runs passes that only decode as CUDA graphs, captured once for each of a few batch sizes: one
+    /// launch per pass instead of hundreds. Default true; no effect on a CPU. Where a graph cannot be captured, a
+    /// warning says so and generation continues without.
     pub cuda_graphs: bool,
 }
 
@@ -283,7 +283,7 @@ pub struct RolloutSpec {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kernels {
-    /// The fastest there is.
+    /// The fastest available.
     #[default]
     Auto,
     /// libtorch's own operations, one sequence at a time.
@@ -329,7 +329,7 @@ pub struct OptimizerSpec {
     pub max_grad_norm: f64,
     /// Optimizer updates over which the learning rate rises from 0. Default 0, at most 1,000,000,000.
     pub warmup_updates: u64,
-    /// How the learning rate goes on behind the warm-up, until the last update of the job. Default `constant`.
+    /// Schedule of the learning rate from the warm-up to the last update of the job. Default `constant`.
     pub schedule: Schedule,
     /// Where `linear` and `cosine` end, as a share of `learning_rate`. Default 0, 0 to 1; needs such a schedule.
     pub final_learning_rate_ratio: f64,
@@ -444,13 +444,13 @@ impl Default for EvaluationSpec {
 }
 
 impl JobSpec {
-    /// Whether checkpoints on the way are written while training goes on.
+    /// Whether checkpoints on the way are written while training continues.
     #[must_use]
     pub fn saves_in_background(&self) -> bool {
         self.checkpoint.background && self.checkpoint.every_steps > 0
     }
 
-    /// How long missing learners are waited for before the run goes on without them, if it may.
+    /// How long missing learners are waited for before the run continues without them, if it may.
     #[must_use]
     pub fn learner_wait_seconds(&self) -> u32 {
         self.resources.learner_wait_seconds.unwrap_or(120)
@@ -484,11 +484,11 @@ pub struct CheckpointSpec {
     /// Besides those, how many of the steps with the best pass@1 are kept, among checkpoints of steps that were
     /// evaluated. Default 0, at most 10,000.
     pub keep_best: u32,
-    /// Write checkpoints on the way while training goes on, from a copy of the state in host memory; the last one, and that
+    /// Write checkpoints on the way while training continues, from a copy of the state in host memory; the last one, and that
     /// of a stop, are waited for all the same. Default true.
     pub background: bool,
-    /// Silence of a rank after which the checkpoint that it writes is given up, and of the disk after which the run ends.
-    /// Default 1800, 1 to 86,400.
+    /// Silence of a rank after which the checkpoint that it writes is abandoned, and of the disk after which the run
+    /// ends. Default 1800, 1 to 86,400.
     pub timeout_seconds: u32,
 }
 
@@ -498,7 +498,7 @@ impl Default for CheckpointSpec {
     }
 }
 
-/// What is written down.
+/// What is recorded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LoggingSpec {
@@ -520,11 +520,11 @@ pub struct ResourcesSpec {
     pub rollouts: u32,
     /// Learner ranks. Default 1, 1 to 1024; no more than a mini-batch has sequences.
     pub learners: u32,
-    /// So many learner ranks are enough when others do not come (back): state is divided among those that are there, and
-    /// they take the others in between two steps. Default: `learners`, so that the run waits; 1 to `learners`.
+    /// With how many learner ranks the run continues when others are missing: state is divided among those present, and
+    /// the others rejoin between two steps. Default: `learners`, so that the run waits; 1 to `learners`.
     pub min_learners: Option<u32>,
-    /// How long missing learners are waited for before the run goes on with at least `min_learners`, without which there
-    /// is nothing to wait for. Default 120, 1 to 86,400.
+    /// How long the run waits for missing learners before it continues with at least `min_learners`; without effect
+    /// where that is not set. Default 120, 1 to 86,400.
     pub learner_wait_seconds: Option<u32>,
     /// Verifier workers that `pacs run` starts. Default 1, 0 to 1024.
     pub verifiers: u32,
@@ -539,8 +539,9 @@ pub struct ResourcesSpec {
     /// Rollout workers may share a GPU with each other and with a learner rank where there are too few, by a part of its memory
     /// each; learner ranks never share one. With `device = "cuda"` only. Default `false`: the run is refused then.
     pub share_gpus: bool,
-    /// A GPU whose kernels cannot be had (no NVRTC, a model that none of them fits) ends the run with an error. With `false`
-    /// it goes on with libtorch's own operations, several times slower. With `device = "cuda"` only. Default `true`.
+    /// Whether GPU kernels that are not available (no NVRTC, a model that none of them fits) end the run with an error.
+    /// With `false` it continues with libtorch's own operations, several times slower. With `device = "cuda"` only.
+    /// Default `true`.
     pub require_gpu_kernels: bool,
     /// What of the training state every learner rank holds as a whole: `replicated` (default, everything),
     /// `shard_optimizer` (weights and gradients), or `shard_all` (nothing: layers come when they are used).
@@ -582,7 +583,7 @@ impl Default for ResourcesSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceKind {
-    /// The processor.
+    /// Tensors are in host memory, and the processor computes.
     Cpu,
     /// An NVIDIA GPU.
     Cuda,

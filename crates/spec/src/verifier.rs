@@ -25,8 +25,8 @@ pub struct VerifierSpec {
     /// Program and arguments of the child process, as it is started on the verifiers' machines; at most 256 strings.
     /// Required for `exec`, nothing else has it.
     pub command: Vec<String>,
-    /// Environment variables of the verifier worker that the program is told besides the usual ones (docs/VERIFIERS.md): names, or
-    /// beginnings of names with `*` at their end; at most 64. `exec` only. Default none.
+    /// Environment variables of the verifier worker that the program gets besides the usual ones (docs/VERIFIERS.md):
+    /// names, or beginnings of names with `*` at their end; at most 64. `exec` only. Default none.
     pub environment: Vec<String>,
     /// Address space that the program, and each process that it starts, may have, in GiB; 0: no limit. `exec` only. Default 16.0, at
     /// most 1,048,576.
@@ -56,10 +56,10 @@ pub struct VerifierSpec {
     /// Seconds that one verification may take. Default 10, above 0, at most 3600.
     pub timeout_seconds: f64,
     /// Tries of a verification that failed or timed out, by different verifier workers where there are several. Then
-    /// the sample is given up. Default 3, 1 to 100.
+    /// the sample is replaced. Default 3, 1 to 100.
     pub max_attempts: u32,
-    /// Samples with new noise that may take the place of one that was given up, one after the other. Then the group is
-    /// dropped and the next prompt takes its place. Default 2, 0 (drop at once) to 100. Evaluations have none.
+    /// Samples with new noise that may replace one without a verdict, one after the other. Then the group is dropped
+    /// and the next prompt takes its place. Default 2, 0 (drop at once) to 100. Evaluations have none.
     pub max_replacements: u32,
     /// Verdicts that a verifier worker remembers, for each verifier. Default 100,000, 0 (a verifier that does not always
     /// say the same of the same answer) to 100,000,000.
@@ -97,7 +97,7 @@ impl Default for VerifierSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VerifierKind {
-    /// Mathematical answers.
+    /// The built-in verifier of mathematical answers: equal in value, whatever the notation.
     Math,
     /// Texts: the last box, or else the last line, has to equal the reference.
     Exact,
@@ -163,7 +163,7 @@ pub enum Form {
 pub struct RewardSpec {
     /// Weight of the reward of `[verifier]`. Default 1.0, 0 to 1000.
     pub weight: f64,
-    /// Added for a response that holds all `format_strings`, each behind the one before. Default 0.0, -1000 to 1000.
+    /// Added for a response that holds all `format_strings`, in this order. Default 0.0, -1000 to 1000.
     pub format_bonus: f64,
     /// What a well-formed response holds, for example `["</think>", "\\boxed{"]`; at most 64, none empty. Default none;
     /// required with a `format_bonus`.
@@ -282,7 +282,7 @@ impl Default for RewardVerifierSpec {
 /// One verifier, whichever table describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JudgeSpec {
-    /// Who judges.
+    /// The verifier, with its settings.
     pub by: JudgeKind,
     /// How long one verification may take.
     pub timeout: Duration,
@@ -316,7 +316,7 @@ pub enum JudgeKind {
     Code(CodeSpec),
     /// A child process.
     Exec(ExecSpec),
-    /// A service.
+    /// A gRPC service of the user's.
     Grpc(ServiceAddress),
 }
 
@@ -354,13 +354,13 @@ impl ExecSpec {
 /// What a process may take of the machine; `None` where it has no limit of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecLimits {
-    /// Address space.
+    /// Address space of each process in bytes; `None` without a limit.
     pub memory_bytes: Option<u64>,
     /// Processor time, over the life of the process.
     pub cpu_seconds: Option<u64>,
     /// Size of a file that it writes.
     pub file_bytes: Option<u64>,
-    /// Descriptors.
+    /// Open descriptors of each process; `None` without a limit.
     pub open_files: Option<u64>,
     /// Processes and threads of the user, all of the machine's counted.
     pub processes: Option<u64>,
@@ -369,7 +369,7 @@ pub struct ExecLimits {
 /// Where a service is, and what protects the way there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceAddress {
-    /// host:port.
+    /// Where the service listens, as `host:port`.
     pub address: String,
     /// PEM file with the authorities for TLS.
     pub ca: Option<String>,

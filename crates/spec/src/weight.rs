@@ -9,7 +9,7 @@ use crate::JobSpec;
 
 /// A token id in a message.
 const TOKEN_BYTES: u64 = 3;
-/// A log-prob.
+/// Bytes of a log-prob on the wire: float32.
 const LOGPROB_BYTES: u64 = 4;
 /// Text of a token.
 const TEXT_BYTES: u64 = 8;

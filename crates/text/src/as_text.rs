@@ -15,7 +15,7 @@ pub struct Written {
 
 /// Marks control tokens in the contents of messages before they are rendered, and encodes what comes out.
 ///
-/// A rendered conversation is one text, in which those of the template and those that somebody has said look the same. Each of the
+/// A rendered conversation is one text, in which those of the template and those of the conversation look the same. Each of the
 /// latter is enclosed by two characters that are none (Unicode's noncharacters) before the template sees it. Encoding each message by
 /// itself was rejected: templates trim, split and join them.
 #[derive(Debug)]

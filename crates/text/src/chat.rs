@@ -182,6 +182,7 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         variables: &serde_json::Map<String, serde_json::Value>,
     ) -> Result<String, TemplateError> {
+        // A base model has no turns to mark; inventing markers would put tokens into the prompt that it never saw.
         let Some(renderer) = &self.renderer else {
             let contents: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
             return Ok(contents.join("\n\n"));
@@ -195,6 +196,7 @@ impl ChatTemplate {
         if let Json::Object(given) = given {
             context.extend(given);
         }
+        // The job's variables come last: they are the user's explicit choice.
         context.extend(variables.clone());
         let rendered = renderer.render(&Json::Object(context));
         rendered.map_err(|message| TemplateError { path: self.origin.clone(), doing: "render", message })
@@ -223,6 +225,7 @@ fn find_template(
     config_path: &Path,
     config: &serde_json::Value,
 ) -> Result<(PathBuf, Option<String>), TemplateError> {
+    // The order of transformers, which reads the separate file first.
     let own_file = dir.join("chat_template.jinja");
     if let Some(text) = read_if_there(&own_file)? {
         return Ok((own_file, Some(text)));

@@ -9,7 +9,7 @@ use minijinja::{Error, ErrorKind};
 /// It has no time: prompts that hold one would differ from row to row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Day {
-    /// Since 1970-01-01.
+    /// Days since 1970-01-01, UTC.
     days: i64,
 }
 
@@ -33,7 +33,7 @@ impl Day {
     /// The present one.
     #[must_use]
     pub fn today() -> Self {
-        // A clock that stands before 1970 says nothing of the day.
+        // A clock before 1970 is not set, so the day is unknown.
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Self { days: i64::try_from(seconds / 86_400).unwrap_or(0) }
     }

@@ -159,7 +159,7 @@ impl Tokenizer {
     }
 }
 
-/// Calls the tokenizer's library, which panics at some files that are no tokenizers: whoever gave us the file may not end the
+/// Calls the tokenizer's library, which panics at some files that are no tokenizers: the file's author may not end the
 /// process with it.
 fn contained<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     panic::catch_unwind(AssertUnwindSafe(call)).map_err(|_| "its parts do not fit together".to_owned())

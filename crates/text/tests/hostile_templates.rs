@@ -141,7 +141,7 @@ fn values_that_hold_each_other_are_stopped() {
 }
 
 #[test]
-fn a_child_that_was_ended_is_started_again() {
+fn an_ended_child_is_restarted() {
     let template = template("{{ messages[0].content }}{% if messages[0].content == 'double' %}{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{% endif %}").expect("valid");
     let render = |content: &str| template.render(&[Message::user(content)], true, &Map::new());
     for _ in 0..2 {

@@ -68,6 +68,7 @@ fn store<T: Element>(
     for ((&(block, place), key), value) in slots.iter().zip(new_keys).zip(new_values) {
         let (block, place) = (block as usize, place as usize);
         assert!(place < BLOCK_TOKENS, "a block has no place {place}");
+        // Keys are stored transposed: each is written once with a stride, and read again for every later token without one.
         for head in 0..kv_heads {
             let of_head = head * head_dim..(head + 1) * head_dim;
             let start = shape.head_start(block, head);
@@ -174,6 +175,7 @@ fn attend<T: Element>(
             Unit { q, row: *row, hidden: hidden(row), head, output }
         })
         .collect();
+    // By units and not by rows: with one row, the heads are what can be divided among threads.
     let part = units.len().div_ceil(parallel::threads() * PARTS_A_THREAD).max(1);
     parallel::map(units.chunks_mut(part).collect(), |units| attend_units(units, keys, values, shape));
     Ok(())
@@ -201,7 +203,7 @@ struct Scratch {
     queries: Vec<f32>,
     /// `[group, blocks S]`.
     scores: Vec<f32>,
-    /// `[group, H]`.
+    /// Weighted sums of values, `[group, H]`.
     sums: Vec<f32>,
     totals: Vec<f32>,
 }
@@ -227,13 +229,14 @@ fn attend_unit<T: Element, const WIDTH: usize>(
         while query < shape.group {
             let queries = &scratch.queries[query * head_dim..];
             let scores = &mut scratch.scores[query * stride + slot..];
+            // Up to four queries at a time: their lanes stay in registers, and a key is loaded once for all of them.
             query += match shape.group - query {
                 1 => score::<T, 1>(queries, key, head_dim, scores, stride),
                 2 | 3 => score::<T, 2>(queries, key, head_dim, scores, stride),
                 _ => score::<T, 4>(queries, key, head_dim, scores, stride),
             };
         }
-        // Places behind the last token hold anything.
+        // Places after the last token hold anything.
         for scores in scratch.scores.chunks_exact_mut(stride) {
             scores[slot + tokens..slot + BLOCK_TOKENS].fill(f32::NEG_INFINITY);
             scores[slot..slot + hidden].fill(f32::NEG_INFINITY);
@@ -241,6 +244,8 @@ fn attend_unit<T: Element, const WIDTH: usize>(
     }
     scratch.totals.clear();
     for scores in scratch.scores.chunks_exact_mut(stride) {
+        // All scores of a row are at hand, so this is the plain softmax and not the running one of flash attention, which rescales its
+        // sums whenever the maximum grows.
         let max = maximum(scores);
         scratch.totals.push(exponentials(scores, max).0);
     }

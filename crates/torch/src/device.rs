@@ -12,7 +12,7 @@ use crate::stream::symbol;
 pub enum DeviceError {
     /// The CUDA half of libtorch is not there or does not load.
     #[error(
-        "cannot load libtorch_cuda.so: {0}; `cargo xtask setup --cuda` installs it beside the CPU half, or put torch/lib of a \
+        "cannot load libtorch_cuda.so: {0}; `cargo xtask setup --cuda` installs it next to the CPU half, or put torch/lib of a \
          Python's torch 2.11 (pip install torch==2.11.0) on LD_LIBRARY_PATH"
     )]
     NoCudaLibrary(String),
@@ -73,7 +73,7 @@ pub fn init(cuda: bool, threads: usize) -> Result<Device, DeviceError> {
 /// They do not wait for a thread that still computes: it would find the library's state gone, and the process would end by a
 /// panic or a segmentation fault in place of `code`.
 pub fn end_process(code: u8) -> ! {
-    // Best effort: there is nobody left to tell.
+    // Best effort: there is no caller left to report to.
     let _ = std::io::Write::flush(&mut std::io::stdout());
     let _ = std::io::Write::flush(&mut std::io::stderr());
     // SAFETY: the call does not return, and touches no memory of this process.
@@ -108,7 +108,7 @@ fn reduce_in_float32() {
 /// are faulted in and cleared one by one, which costs more than an eighth of a training step; kept in one heap, and
 /// backed by huge pages, they are there already.
 pub fn prepare_allocator() {
-    // SAFETY: no other thread runs yet, so nobody reads the environment or allocates meanwhile.
+    // SAFETY: no other thread runs yet, so nothing reads the environment or allocates meanwhile.
     unsafe {
         #[cfg(target_env = "gnu")]
         {
@@ -128,7 +128,7 @@ pub fn prepare_allocator() {
     }
 }
 
-/// Gives the system back what host buffers have left behind: call it where much was dropped and something else is to come
+/// Gives the system back what host buffers have freed: call it where much was dropped and something else is to come
 /// in its place, for the heap of [`prepare_allocator`] keeps what it has, and a hole is no room for a larger block.
 pub fn release_memory() {
     #[cfg(target_env = "gnu")]
@@ -138,7 +138,7 @@ pub fn release_memory() {
     }
 }
 
-/// Free and all memory of a GPU (bytes), whoever uses it; `None` for host memory, or where CUDA does not say.
+/// Free and total memory of a GPU (bytes), all processes counted; `None` for host memory, or where CUDA does not say.
 #[must_use]
 pub fn device_memory(device: Device) -> Option<(u64, u64)> {
     let Device::Cuda(_) = device else { return None };

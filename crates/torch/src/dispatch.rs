@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 /// A kernel as libtorch calls it: inputs lie on the stack, outputs take their places. An exception of C++ goes through it.
 pub(crate) type Kernel = unsafe extern "C-unwind" fn(stack: *mut u64, inputs: u64, outputs: u64);
 
-/// The C interface of libtorch, and the allocator of the words behind optional values.
+/// The C interface of libtorch, and the allocator of the words that hold optional values.
 pub(crate) mod library {
     use super::{Kernel, c_char, c_void};
 
@@ -154,7 +154,7 @@ pub(crate) fn into_word(tensor: Tensor) -> u64 {
 /// The tensor of a handle that owns it.
 ///
 /// # Safety
-/// The word comes from [`into_word`] or from libtorch, and nobody else uses it.
+/// The word comes from [`into_word`] or from libtorch, and has no other user.
 pub(crate) unsafe fn from_word(word: u64) -> Tensor {
     // SAFETY: both sides hold a tensor as a pointer to an `at::Tensor` on the heap.
     unsafe { Tensor::from_ptr(ptr::with_exposed_provenance_mut(word as usize)) }

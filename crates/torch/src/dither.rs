@@ -2,7 +2,7 @@
 //!
 //! A bfloat16 weight of 0.05 has neighbours 2e-4 away, twenty updates at a learning rate of 1e-5. Published checkpoints
 //! are bfloat16, so their master weights start exactly on that grid: rounded to the nearest, the model that computes
-//! would stand still for the first ten updates or more, all weights at once. Here every element has a rounding threshold
+//! would not move for the first ten updates or more, all weights at once. Here every element has a rounding threshold
 //! of its own, fixed for good and spread evenly over the elements: a change of a tenth of the spacing moves a tenth of
 //! the weights. The mean change is that of the master weights from the first update on, weights on the grid stay where
 //! they are, and the same master weights always give the same model.

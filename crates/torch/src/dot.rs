@@ -3,7 +3,7 @@
 /// Sums run in this many lanes.
 const LANES: usize = 16;
 
-/// Products are summed in sixteen lanes, the lanes as a tree, the rest behind them.
+/// Products are summed in sixteen lanes, the lanes as a tree, then the rest.
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     #[cfg(target_arch = "x86_64")]
     if crate::element::has_avx512() {

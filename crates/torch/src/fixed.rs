@@ -64,7 +64,7 @@ impl Units {
         &self.ranges
     }
 
-    /// All rows.
+    /// Total number of rows over all units.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.ranges.last().map_or(0, |last| last.end)
@@ -112,6 +112,7 @@ pub fn one_thread_each<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + 
 ///
 /// `x`: `[T, K]`, the rows of `units`; `weight`: `[O, K]`; `bias`: `[O]`. Returns `[T, O]`.
 pub fn linear(units: &Units, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    // Tiles are cut within units, so that a unit's rows meet the same shapes in every pass: libtorch chooses the order of sums by shape.
     let output = output(x, weight.size()[0]);
     let items = units.tiles(TILE_ROWS).into_iter().map(|rows| {
         let parts = [x, &output].map(|whole| rows_of(whole, &rows));
@@ -172,6 +173,7 @@ pub fn add_weight_gradient(
     // A tile of the sums stays in the cache over all units.
     let largest = one_thread_each(items.collect(), |(sums, columns, input)| {
         let of_unit = |rows: &Range<usize>| {
+            // Per unit and then as integers: the product of all rows at once would round differently for every division into passes.
             let product = rows_of(&columns, rows).tr().matmul(&rows_of(&input, rows));
             add_tensor(sums, &product)
         };
@@ -276,7 +278,7 @@ mod tests {
 
     /// Whatever the number of threads, and whatever company a unit has.
     #[test]
-    fn a_unit_has_the_bits_that_it_has_alone() {
+    fn a_unit_is_bit_identical_alone_and_in_company() {
         let threads = tch::get_num_threads();
         for (kind, _) in KINDS {
             let (x, gradient) = (random(&[600, 257], kind), random(&[600, 333], kind));

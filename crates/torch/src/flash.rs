@@ -21,7 +21,7 @@ pub struct FlashSequences {
 }
 
 impl FlashSequences {
-    /// Sequences of so many queries and so many keys, one behind the other. None is empty, and none has fewer keys than
+    /// Sequences of so many queries and so many keys, one after the other. None is empty, and none has fewer keys than
     /// queries.
     #[must_use]
     pub fn new(lengths: &[[usize; 2]], device: Device) -> Self {

@@ -30,16 +30,16 @@ pub enum GraphError {
 /// Records work of one device.
 #[derive(Debug)]
 pub struct Graphs {
-    /// None: emulated.
+    /// Records CUDA graphs; `None` where they are emulated.
     recorder: Option<Recorder>,
 }
 
 /// Work that is done anew whenever it is called: it reads tensors that it holds, and nothing else that changes.
 type Work = Box<dyn Fn() -> Tensor + Send>;
 
-/// Recorded work.
+/// Work that was recorded once and is replayed on the same memory.
 pub struct Graph {
-    /// None: emulated.
+    /// The CUDA graph; `None` where the work is repeated instead.
     recorded: Option<Recorded>,
     output: Tensor,
     /// Holds the tensors whose memory the graph reads.
@@ -108,7 +108,7 @@ mod tests {
     use tch::Kind;
 
     #[test]
-    fn work_that_is_done_again_reads_what_was_written_since() {
+    fn repeated_work_reads_what_was_written_since() {
         assert_eq!(Graphs::new(Device::Cpu).err(), Some(GraphError::Device(Device::Cpu)));
         let mut input = Tensor::from_slice(&[1.0f32, 2.0]);
         let held = input.shallow_clone();
@@ -162,7 +162,7 @@ mod tests {
         let held = input.shallow_clone();
         let later = graphs.record(move || &held + 1.0);
         assert!(matches!(later, Err(GraphError::Broken)), "{later:?}");
-        // Work that is not recorded goes on.
+        // Work that is not recorded is unaffected.
         assert_eq!((&input + 1.0).sum(Kind::Float).double_value(&[]), 16.0);
     }
 }

@@ -14,7 +14,7 @@ pub(crate) struct Thrown;
 /// Does `work`, which calls functions of C++ and does nothing that panics: a panic cannot go through frames of C++.
 ///
 /// # Errors
-/// When one of them throws; what was to be dropped behind it is dropped. Standard error has what libtorch says of it
+/// When one of them throws; what was to be dropped after it is dropped. Standard error has what libtorch says of it
 /// (`Exception in aoti_torch`).
 pub(crate) fn guarded<R>(work: impl FnOnce() -> R) -> Result<R, Thrown> {
     static REGISTERED: Once = Once::new();

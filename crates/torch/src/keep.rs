@@ -115,9 +115,9 @@ impl Scratch {
     fn prefix(&mut self, weights: &[f32], full: impl Fn(usize, f64) -> bool) -> (Last, (usize, f64)) {
         let (mut count, mut mass) = (0, 0.0);
         for bucket in (0..BUCKETS).rev().filter(|bucket| self.counts[*bucket] > 0).collect::<Vec<_>>() {
-            let behind = (count + self.counts[bucket] as usize, mass + self.masses[bucket]);
-            if !full(behind.0, behind.1) {
-                (count, mass) = behind;
+            let with_bucket = (count + self.counts[bucket] as usize, mass + self.masses[bucket]);
+            if !full(with_bucket.0, with_bucket.1) {
+                (count, mass) = with_bucket;
                 continue;
             }
             self.bucket.clear();

@@ -6,7 +6,7 @@ use tch::{Device, Tensor};
 
 use crate::stream::{StreamError, Streams};
 
-/// The memory of a tensor on loan to an operation among ranks.
+/// The memory of a tensor, exposed to an operation among ranks.
 #[derive(Debug)]
 pub struct Lent {
     buffer: DeviceBuffer,
@@ -22,7 +22,7 @@ impl Lent {
     }
 }
 
-/// Why a tensor cannot be lent.
+/// Why a tensor cannot be exposed to a collective.
 #[derive(Debug, thiserror::Error)]
 pub enum LendError {
     /// Its numbers do not lie side by side.
@@ -46,7 +46,7 @@ impl From<StreamError> for LendError {
 }
 
 /// Lends a contiguous tensor in the memory of `device` as it will be after the work that was given to the device so far; `None`
-/// when it is somewhere else. Nobody may use the tensor, through whatever handle, until the operation is over.
+/// when it is somewhere else. The tensor must not be used, through whatever handle, until the operation is over.
 ///
 /// # Errors
 /// See [`LendError`].

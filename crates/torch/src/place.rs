@@ -1,4 +1,4 @@
-//! Where the files of libtorch are, so that what belongs to them is found beside them.
+//! Where the files of libtorch are, so that what belongs to them is found next to them.
 #![expect(unsafe_code, reason = "the loader is a C library")]
 
 use std::ffi::{CStr, OsStr};
@@ -11,7 +11,7 @@ use crate::stream::symbol;
 /// The CUDA half of libtorch.
 pub(crate) const CUDA_HALF: &str = "libtorch_cuda.so";
 
-/// Where `cargo xtask setup --cuda` installs it, beside the folder of the CPU half.
+/// Where `cargo xtask setup --cuda` installs it, next to the folder of the CPU half.
 const INSTALLED: &str = "torch-2.11.0-cuda/site/torch/lib";
 
 /// The file of libtorch in this process: of its CUDA half where that is loaded.

@@ -64,7 +64,7 @@ pub fn add_product(sum: &mut Tensor, gradient: &Tensor, input: &Tensor) -> Resul
 fn warn_once() {
     static SAID: std::sync::Once = std::sync::Once::new();
     SAID.call_once(|| {
-        tracing::warn!("libtorch or cuBLAS lack what adds a product to float32: gradients take a pass more")
+        tracing::warn!("libtorch or cuBLAS cannot accumulate products in float32: gradients take one more pass")
     });
 }
 
@@ -201,7 +201,7 @@ impl Blas {
     }
 }
 
-/// The same matrix with the elements of a row beside each other.
+/// The same matrix with the elements of a row next to each other.
 fn by_rows(x: &Tensor) -> Tensor {
     let is_whole = x.dim() == 2 && (x.stride()[1] == 1 || x.size()[1] == 1) && x.stride()[0] >= x.size()[1];
     if is_whole { x.shallow_clone() } else { no_grad(|| x.contiguous()) }

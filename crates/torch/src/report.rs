@@ -1,4 +1,4 @@
-//! What of a GPU's parts a machine has, for whoever wants to know before a job does.
+//! Which parts of the GPU stack a machine has, to be known before a job starts.
 
 use tch::{Device, Kind};
 

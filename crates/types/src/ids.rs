@@ -36,7 +36,7 @@ id!(
     "w"
 );
 id!(
-    /// One loan of work to a worker; a lapsed lease is refused by number.
+    /// One lease of work to a worker; a lapsed lease is refused by number.
     LeaseId,
     "lease-"
 );
@@ -70,11 +70,11 @@ impl fmt::Display for SampleId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// Generates samples.
+    /// Generates samples with published weights; any number may join and leave.
     Rollout,
     /// Computes gradients and owns the weights.
     Learner,
-    /// Grades samples.
+    /// Grades samples; any number may join and leave, without libtorch.
     Verifier,
 }
 

@@ -29,7 +29,7 @@ impl NoiseKey {
         Self(key)
     }
 
-    /// The key of the sample that takes the place of `attempt` samples which were given up before; for 0, this key.
+    /// The key of the sample that takes the place of `attempt` samples that were replaced before; for 0, this key.
     #[must_use]
     pub fn attempt(self, attempt: u32) -> Self {
         match attempt {

@@ -33,7 +33,7 @@ pub struct Sample {
     /// Log-probability of each token under the temperature-scaled policy, before top-k, top-p and min-p, as the rollout
     /// engine computed it (nats). The learner computes the same, so this is what it is compared with.
     pub logprobs: Vec<f32>,
-    /// Log-probability of each token under the distribution that it was drawn from, that is, behind top-k, top-p and
+    /// Log-probability of each token under the distribution that it was drawn from, that is, after top-k, top-p and
     /// min-p (nats): above `logprobs` by the log of the share of probability that was cut off. Importance weights divide
     /// by this one. Empty when nothing was cut off: then it is `logprobs`.
     pub sampled_logprobs: Vec<f32>,
@@ -53,7 +53,7 @@ pub struct Sample {
 /// Consecutive tokens of a sample that one version of the weights generated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VersionSpan {
-    /// The weights.
+    /// Version of the weights that generated the span.
     pub version: WeightVersion,
     /// How many tokens, above 0.
     pub tokens: u32,
@@ -77,9 +77,9 @@ pub enum Outcome {
     Wrong,
     /// No answer could be found or read in the sample: a wrong answer, counted apart.
     Unparsable,
-    /// The verifier itself failed (an unreadable reference answer, a crash): says nothing about the sample.
+    /// The verifier itself failed (an unreadable reference answer, a crash): inconclusive about the sample.
     Failed,
-    /// The verifier ran out of time: says nothing about the sample.
+    /// The verifier ran out of time: inconclusive about the sample.
     TimedOut,
 }
 

@@ -50,9 +50,10 @@ impl Cache {
         Some(verdict)
     }
 
-    /// Remembers a verdict, unless it says nothing about its sample or too much.
+    /// Remembers a verdict, unless it is inconclusive or too long.
     pub(crate) fn insert(&self, key: Key, verdict: &Verdict) {
         let text = verdict.rule.len() + verdict.extracted.as_ref().map_or(0, String::len);
+        // A failure is not remembered: the next try may succeed.
         if self.half > 0 && verdict.outcome.is_conclusive() && text <= MOST_TEXT {
             self.put(&mut self.lock(), key, verdict.clone());
         }

@@ -3,7 +3,7 @@ use std::time::Duration;
 use pacs_types::{Outcome, Verdict};
 use tonic::Code;
 
-/// Why a verification says nothing about its sample.
+/// Why a verification is inconclusive.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Fault {
     /// The built-in verifier has a bug.
@@ -31,7 +31,7 @@ pub(crate) enum Fault {
         stderr: String,
     },
     /// The verifier answered with something that is no verdict.
-    #[error("the answer of the verifier is no verdict: {problem}")]
+    #[error("the answer of the verifier is not a verdict: {problem}")]
     Garbage {
         /// What is wrong with it.
         problem: String,

@@ -80,6 +80,7 @@ impl Grading {
         let sample = SampleId { group: GroupId(group_id), index: sample_index };
         let mut verifications = Vec::with_capacity(1 + self.0.rewards.len());
         let verdict = match self.by(named.as_deref(), group_id) {
+            // A failure and not a wrong answer: the data names a verifier that the job lacks, which is no fault of the sample.
             Err(unknown) => unknown,
             // What is measured by a verifier of its own has no reward but its label.
             Ok((name, judge, true)) => {
@@ -105,8 +106,9 @@ impl Grading {
     }
 
     /// Whether the label of a sample is inverted by `reward.label_noise`: a function of job seed and sample, so that it is the same
-    /// however often and by whom the sample is graded.
+    /// however often and by whichever worker the sample is graded.
     fn is_inverted(&self, sample: SampleId) -> bool {
+        // Evaluations keep their labels: they measure what the noise does.
         let trained = evaluation_problem(sample.group).is_none();
         trained && NoiseKey::new(self.0.seed, LABEL_NOISE_STREAM, sample).uniform(0) < self.0.spec.label_noise
     }
@@ -139,10 +141,12 @@ impl Grading {
         if !label.verdict.outcome.is_conclusive() {
             return label.verdict;
         }
+        // After the verifier and not in it, so that remembered verdicts are those of the verifier and hold without the noise, too.
         if self.is_inverted(sample) {
             label.verdict = inverted(label.verdict);
         }
         let mut rewards = Vec::with_capacity(self.0.rewards.len());
+        // One after the other: samples are graded in parallel already, and a failed part saves the cost of those after it.
         for Part { name, weight, judge } in &self.0.rewards {
             let judgement = judge.verify(Arc::clone(task)).await;
             done.push(measured(name, &judgement));

@@ -21,6 +21,7 @@ pub(crate) fn combine(
     spec: &RewardSpec,
     max_tokens: u32,
 ) -> Verdict {
+    // The label stays as it is: it is the verifiable outcome, and shaping it would change what PACS is trained on.
     let mut reward = spec.weight * label.reward;
     reward += rewards.into_iter().map(|(weight, reward)| weight * reward).sum::<f64>();
     if spec.format_bonus != 0.0 && holds_in_order(answer.text, &spec.format_strings) {
@@ -30,12 +31,12 @@ pub(crate) fn combine(
     Verdict { reward, ..label }
 }
 
-/// Whether all `parts` stand in the text, each behind the one before.
+/// Whether all `parts` occur in the text in this order.
 fn holds_in_order(text: &str, parts: &[String]) -> bool {
     let mut rest = text;
     parts.iter().all(|part| match rest.split_once(part.as_str()) {
-        Some((_, behind)) => {
-            rest = behind;
+        Some((_, following)) => {
+            rest = following;
             true
         }
         None => false,

@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_overrun_is_reported_while_the_thread_goes_on() {
+    async fn an_overrun_is_reported_while_the_thread_runs() {
         let (release, held) = channel::<()>();
         let held = Mutex::new(held);
         let rule = rule(1, Duration::from_millis(20), move |_| {

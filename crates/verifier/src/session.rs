@@ -42,6 +42,7 @@ impl Session {
         let client = VerifierServiceClient::new(membership.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        // Samples wait here and not at the coordinator only: a thread that is done has the next one at once.
         let capacity = threads.saturating_mul(HELD_PER_THREAD).min(Semaphore::MAX_PERMITS);
         let (worker, run_id) = (membership.worker, membership.run_id.clone());
         Self { client, worker, run_id, activity: membership.activity.clone(), grading, capacity }
@@ -49,7 +50,7 @@ impl Session {
 
     /// Leases, grades and hands in, until a call fails for good.
     ///
-    /// Leasing and handing in go on side by side: a slow verification holds back neither the verdicts of the others nor
+    /// Leasing and submitting run concurrently: a slow verification holds back neither the verdicts of the others nor
     /// new work.
     pub(crate) async fn work(self) -> CallError {
         let Self { client, worker, run_id, activity, grading, capacity } = self;
@@ -98,7 +99,7 @@ struct Leasing {
 
 impl Leasing {
     async fn run(mut self) -> CallError {
-        // Bounded by the room. Dropped with this call, and what runs is given up: its leases are issued again.
+        // Bounded by the room. Dropped with this call, and running verifications are abandoned: their leases are issued again.
         let mut running = JoinSet::new();
         loop {
             self.wait_for_room().await;
@@ -117,7 +118,7 @@ impl Leasing {
                     let verdict = grading.grade(task).await;
                     let outcome = verdict.verdict.as_ref().map(|verdict| verdict.outcome().as_str_name());
                     tracing::debug!(outcome, "sample graded");
-                    // Nobody takes it when the session has ended.
+                    // Not received when the session has ended.
                     let _ = verdicts.send(verdict).await;
                     drop(room);
                 }));
@@ -128,6 +129,7 @@ impl Leasing {
     }
 
     async fn wait_for_room(&self) {
+        // Half of the room per request: one request per free place would be one call per sample.
         let half = u32::try_from(self.room.capacity.div_ceil(2)).unwrap_or(u32::MAX);
         // Given back at once: only this loop takes room.
         drop(self.room.free.acquire_many(half).await.expect("the semaphore is never closed"));
@@ -136,6 +138,7 @@ impl Leasing {
     async fn lease(&mut self) -> Result<Vec<v1::VerifyTask>, CallError> {
         let wait_ms = u32::try_from(WAIT.as_millis()).expect("a few seconds");
         let max_samples = u32::try_from(self.room.free.available_permits()).unwrap_or(u32::MAX);
+        // Numbered, so that a request whose answer was lost gets the same samples again instead of leasing others.
         let request = self.answered + 1;
         let request = v1::LeaseSamplesRequest { worker_id: self.worker.0, max_samples, wait_ms, request };
         let call = || {
@@ -162,6 +165,7 @@ impl Submitting {
         loop {
             self.room.tell_activity();
             // Never closed: the leasing side holds a sender.
+            // Whatever has gathered goes into one call: under load calls grow, and an idle worker submits each verdict at once.
             self.graded.recv_many(&mut verdicts, self.room.capacity).await;
             while !verdicts.is_empty() {
                 let fitting = how_many_fit(&mut verdicts);
@@ -188,7 +192,7 @@ impl Submitting {
     }
 }
 
-/// Bytes of verdicts in one call, beside which one more has room below what the coordinator takes.
+/// Bytes of verdicts in one call, so that one more fits below what the coordinator takes.
 const CALL_BYTES: usize = MAX_VERDICTS_BYTES / 2;
 
 /// How many of the verdicts go into one call, at least one; their texts are cut to what anybody would read.
@@ -203,6 +207,7 @@ fn how_many_fit(verdicts: &mut [v1::TaskVerdict]) -> usize {
         room = left.unwrap_or(0);
         left.is_some()
     };
+    // At least one, also when it alone is too large: the coordinator's refusal says so, and silence would hold up all after it.
     verdicts.iter_mut().take(MOST_VERDICTS).map(fits).take_while(|fits| *fits).count().max(1)
 }
 
@@ -214,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn verdicts_go_into_calls_of_bounded_size_and_none_is_lost() {
+    fn verdicts_are_sent_in_bounded_calls_and_none_is_lost() {
         let verdict = |index: usize, text: usize| v1::TaskVerdict {
             sample_index: index as u32,
             verdict: Some(v1::Verdict {

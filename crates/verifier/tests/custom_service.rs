@@ -108,7 +108,7 @@ async fn verdicts_are_remembered_when_the_job_says_so() {
 }
 
 #[tokio::test]
-async fn what_goes_wrong_is_a_failure_with_its_reason() {
+async fn errors_are_failures_with_their_reason() {
     let address = serve(Custom::default()).await;
     let patient = judge(address, PATIENT, 0);
     let failed = async |judge: &Judge, response: &str, outcome: Outcome| {
@@ -119,7 +119,7 @@ async fn what_goes_wrong_is_a_failure_with_its_reason() {
     let bug = failed(&patient, "a bug", Outcome::Failed).await;
     assert_eq!(bug, format!("call {address}: Internal: division by zero"));
     let nothing = failed(&patient, "nothing", Outcome::Failed).await;
-    assert_eq!(nothing, "the answer of the verifier is no verdict: field `outcome`: is not specified");
+    assert_eq!(nothing, "the answer of the verifier is not a verdict: field `outcome`: is not specified");
     let impatient = judge(address, Duration::from_millis(200), 0);
     assert_eq!(failed(&impatient, "hang", Outcome::TimedOut).await, "no verdict within 0.2 s");
     let busy = failed(&impatient, "always busy", Outcome::Failed).await;

@@ -36,7 +36,7 @@ struct Heard {
     leases: usize,
 }
 
-/// What the coordinator answers, in order; behind the end it has no work and nothing against the worker.
+/// What the coordinator answers, in order; after the end it has no work and nothing against the worker.
 #[derive(Default)]
 struct Script {
     job_spec: Option<&'static str>,
@@ -167,7 +167,7 @@ fn options(coordinator: &str) -> VerifierOptions {
     }
 }
 
-/// Runs the worker beside `test`, which has to see to it that the worker ends.
+/// Runs the worker while `test` runs, which has to see to it that the worker ends.
 async fn with_worker(
     address: &str,
     shutdown: &Shutdown,
@@ -249,7 +249,7 @@ async fn registers_again_when_a_lease_is_refused_as_unknown() {
 }
 
 #[tokio::test]
-async fn transient_errors_are_tried_again_with_the_same_registration() {
+async fn transient_errors_are_retried_with_the_same_registration() {
     let leases = [Err(Status::unavailable("busy")), Ok(vec![task(0, "\\boxed{5}", "5")])].into();
     let submits = [Status::internal("disk"), Status::deadline_exceeded("slow")].into();
     let (address, coordinator) = Coordinator::start(Script { leases, submits, ..Script::default() }).await;

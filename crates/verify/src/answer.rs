@@ -251,7 +251,7 @@ pub(crate) enum Expr {
     Negative(Box<Expr>),
     /// `±x`, which stands for two values; resolved while reading.
     PlusMinus(Box<Expr>),
-    /// `∓x`.
+    /// `∓x`: minus where a `±` of the same answer is plus.
     MinusPlus(Box<Expr>),
     Power(Box<Expr>, Box<Expr>),
     Percent(Box<Expr>),
@@ -280,7 +280,7 @@ pub(crate) enum Constant {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Function {
-    /// `Root(x, n)`.
+    /// `Root(x, n)`: the principal n-th root of x.
     Root,
     /// `Log(x, base)`, or `Log(x)` without a written base.
     Log,
@@ -302,7 +302,7 @@ pub(crate) enum Function {
     Floor,
     Ceil,
     Factorial,
-    /// `Binomial(n, k)`.
+    /// `Binomial(n, k)`: the number of k-subsets of n things.
     Binomial,
     Gcd,
     Lcm,

@@ -64,7 +64,7 @@ fn words(value: &BigRational) -> usize {
 
 /// Pays for an operation on two rationals: a greatest common divisor takes as many steps as there are pairs of words,
 /// each much dearer than one machine instruction.
-/// and a good deal more than one machine instruction each.
+/// and much more than one machine instruction each.
 fn pay(a: &BigRational, b: &BigRational, budget: &mut Budget) -> Option<()> {
     let words = words(a) + words(b);
     budget.spend(words * words / 2)

@@ -89,6 +89,8 @@ impl Work {
         /// Functions that an answer may have beyond the reference: a tangent is a sine over a cosine.
         const MORE_CALLS: usize = 1;
         let has_form = !self.is_value || !reference.is_value || self.has_form_of(reference);
+        // Compared with the reference and not with a fixed form: what counts as worked out depends on the question, and the reference is
+        // the only sign of it.
         self.operations <= reference.operations
             && (self.powers <= reference.powers || reference.has_power)
             && self.roots <= reference.roots
@@ -104,6 +106,7 @@ impl Work {
     /// Whether the answer is a number if the reference is one, and a polynomial is factored or expanded
     /// like the reference.
     fn has_form_of(self, reference: Self) -> bool {
+        // The reference's form is demanded only where it is stricter: a factored reference asks for factors, a number for a number.
         let is_number = !(self.has_root && reference.is_rational || self.is_quotient && reference.is_whole);
         let is_closed = !self.has_variables || reference.has_variables;
         let has_factors = !reference.is_factored || self.is_factored;

@@ -261,7 +261,7 @@ fn renamed(text: &str, by: usize) -> String {
             rest = &rest[taken..];
             continue;
         }
-        let (run, behind) = rest.split_at(start + length);
+        let (run, following) = rest.split_at(start + length);
         let is_variables = !is_command && length <= 3 && !WORDS.contains(&run);
         out.extend(run.chars().map(
             |c| match letters.iter().position(|letter| *letter == c).filter(|_| is_variables) {
@@ -269,7 +269,7 @@ fn renamed(text: &str, by: usize) -> String {
                 None => c,
             },
         ));
-        rest = behind;
+        rest = following;
     }
     out
 }

@@ -231,7 +231,7 @@ impl Writing<'_> {
         }
         let description = self.part.description();
         if !description.is_piece(index, &hash(bytes)) {
-            tracing::warn!(index, "a piece of the weights was wrong; it is fetched again");
+            tracing::warn!(index, "a piece of the weights was corrupt; it is fetched again");
             self.lock().fetched.wrong_pieces += 1;
             return;
         }

@@ -82,7 +82,7 @@ pub enum FetchError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The caller cancelled the fetch.
-    #[error("fetching was given up")]
+    #[error("fetching was cancelled")]
     Cancelled,
 }
 
@@ -121,7 +121,7 @@ pub(crate) fn fetch_rest(
         sources: Vec::new(),
         strikes: BTreeMap::new(),
         failed: Vec::new(),
-        last: "nobody was asked yet".to_owned(),
+        last: "no source was asked yet".to_owned(),
         counts,
         ended: None,
     };
@@ -237,7 +237,7 @@ impl Transfer<'_> {
                     tracing::warn!(
                         source = source.address,
                         index,
-                        "a piece of the weights was wrong; it is fetched again"
+                        "a piece of the weights was corrupt; it is fetched again"
                     );
                     self.strike(&source, "it sent a piece with another digest", 1);
                     connected = Some((source, wire));
@@ -254,7 +254,7 @@ impl Transfer<'_> {
                 Ok(Outcome::Unknown) => {
                     self.give_back(index);
                     // At once: the source would give the same answer again.
-                    self.strike(&source, "it does not have this version (any more)", STRIKES);
+                    self.strike(&source, "it does not have this version, or no longer has it", STRIKES);
                 }
                 Err(FetchError::NoProgress { last, .. }) => {
                     self.give_back(index);
@@ -324,7 +324,7 @@ impl Transfer<'_> {
         let count = state.strikes.entry(source.address.clone()).or_default();
         *count += strikes;
         if *count >= STRIKES && !state.failed.contains(&source.address) {
-            tracing::warn!(source = source.address, "a source of weights is given up: {problem}");
+            tracing::warn!(source = source.address, "a source of weights is abandoned: {problem}");
             state.failed.push(source.address.clone());
         }
     }
@@ -374,7 +374,7 @@ impl Transfer<'_> {
                 state.strikes.retain(|address, _| !again(address));
                 state.sources = found;
             }
-            Ok(_) => state.last = "nobody has it".to_owned(),
+            Ok(_) => state.last = "no source has it".to_owned(),
             Err(problem) => state.last = format!("ask who has it: {problem}"),
         }
         drop(state);

@@ -63,7 +63,7 @@ pub enum ReceiveError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Another process of this host brings it, but does not finish.
-    #[error("another process of this host has been bringing the weights for {} s", .0.as_secs())]
+    #[error("another process on this host has been fetching the weights for {} s", .0.as_secs())]
     Others(Duration),
 }
 

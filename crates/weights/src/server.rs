@@ -113,7 +113,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Mostly out of file descriptors: others will free some.
-                tracing::warn!("a receiver of weights was not let in: {error}");
+                tracing::warn!("a receiver of weights was not admitted: {error}");
                 std::thread::sleep(Duration::from_millis(100));
                 continue;
             }
@@ -121,7 +121,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         // Closed without a handshake, which would cost what is scarce. The receiver sees a
         // closed connection and retries.
         let Some(place) = Place::take(shared) else {
-            tracing::debug!(%peer, "a receiver of weights was turned away: all connections are taken");
+            tracing::debug!(%peer, "a receiver of weights was refused: all connections are taken");
             continue;
         };
         let spawned = std::thread::Builder::new().name("weights-send".into()).spawn(move || {
@@ -130,7 +130,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
                     io::ErrorKind::UnexpectedEof | io::ErrorKind::TimedOut | io::ErrorKind::ConnectionReset => {
                         tracing::debug!(%peer, "a receiver of weights has left: {error}");
                     }
-                    _ => tracing::warn!(%peer, "a receiver of weights was turned away: {error}"),
+                    _ => tracing::warn!(%peer, "a receiver of weights was refused: {error}"),
                 }
             }
         });

@@ -32,7 +32,7 @@ pub(crate) const CHUNK: usize = 256 << 10;
 pub enum StoreError {
     /// The folder belongs to another user, or others may enter it.
     #[error(
-        "`{}` is {found}, and a folder of user {} that nobody else may enter (mode 0700) is needed; remove it, or name another \
+        "`{}` is {found}, and a folder of user {} that only this user may enter (mode 0700) is needed; remove it, or name another \
          place with PACS_WEIGHTS_DIR", path.display(), user()
     )]
     NotOurs {
@@ -391,7 +391,7 @@ impl Folder {
         };
         let about = file.metadata().map_err(file_error("look at", &path))?;
         if !about.is_file() || about.len() != description.bytes() || about.uid() != user() {
-            let error = io::Error::new(io::ErrorKind::InvalidData, "it is no file of the size that was announced");
+            let error = io::Error::new(io::ErrorKind::InvalidData, "it is not a file of the announced size");
             return Err(file_error("use", &path)(error));
         }
         Ok(Some(Whole { description: description.clone(), file: Arc::new(file) }))
@@ -529,7 +529,7 @@ fn sweep(place: &Path, prefix: &str, own: &Path) {
         // A folder without a lock file is being created, or was left by a process that was killed at that moment.
         let Ok(lock) = options().write(true).create(true).truncate(false).open(path.join(LOCK)) else { continue };
         if lock.try_lock().is_ok() && is_same(&lock, &path.join(LOCK)) {
-            tracing::info!("weights that a run has left are removed: {}", path.display());
+            tracing::info!("leftover weights of an ended run are removed: {}", path.display());
             remove(&path);
         }
     }

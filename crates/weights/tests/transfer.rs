@@ -22,7 +22,7 @@ const RUN: &str = "run";
 /// Longest that a test waits for what should happen.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Eight pieces.
+/// Weights of eight pieces that differ between versions.
 fn numbers(version: u32) -> Vec<u8> {
     (0..2_000_000u32).map(|i| i.wrapping_mul(2_654_435_761) ^ version).flat_map(u32::to_le_bytes).collect()
 }
@@ -166,7 +166,7 @@ fn a_bit_that_flips_on_the_way_costs_one_piece() {
 }
 
 #[test]
-fn who_sends_wrong_pieces_is_not_asked_any_more() {
+fn a_source_of_wrong_pieces_is_not_used_again() {
     let (learner_host, host) = (Host::new(), Host::new());
     let published = learner_host.publish(1);
     let bad = proxy(learner_host.server.address(), |_, bytes| {
@@ -190,7 +190,7 @@ fn who_sends_wrong_pieces_is_not_asked_any_more() {
 }
 
 #[test]
-fn a_sender_that_dies_in_the_middle_leaves_no_half_version_and_another_goes_on() {
+fn a_sender_that_dies_leaves_no_partial_version_and_another_continues() {
     let (first, second, host) = (Host::new(), Host::new(), Host::new());
     let published = first.publish(1);
     second.publish(1);
@@ -224,7 +224,7 @@ fn a_connection_that_breaks_is_taken_up_again() {
 }
 
 #[test]
-fn hosts_pass_on_what_they_are_still_fetching() {
+fn hosts_relay_while_they_fetch() {
     // The learner takes a while, and sends once; the relay has no limit.
     let learner_host = Host::with(ServerOptions { rate: Some(16 << 20), ..ServerOptions::new(Security::Plain, RUN) });
     let (relay, leaf) = (Host::new(), Host::new());
@@ -259,7 +259,7 @@ fn hosts_pass_on_what_they_are_still_fetching() {
 }
 
 #[test]
-fn a_receiver_that_does_not_read_holds_nobody_up() {
+fn a_receiver_that_does_not_read_delays_no_other() {
     let (learner_host, host) = (Host::new(), Host::new());
     let published = learner_host.publish(1);
     let mut stuck = TcpStream::connect(learner_host.server.address()).expect("connected");
@@ -279,7 +279,7 @@ fn a_receiver_that_does_not_read_holds_nobody_up() {
 }
 
 #[test]
-fn strangers_get_nothing() {
+fn unauthenticated_peers_get_nothing() {
     let (learner_host, host) = (Host::new(), Host::new());
     let published = learner_host.publish(1);
     let other_run = FetchOptions { run: "other".into(), patience: Duration::from_millis(200), ..options() };
@@ -298,7 +298,7 @@ fn strangers_get_nothing() {
 }
 
 #[test]
-fn one_that_nobody_wants_any_more_is_given_up() {
+fn an_unwanted_one_is_abandoned() {
     let (learner_host, host) =
         (Host::with(ServerOptions { rate: Some(1 << 20), ..ServerOptions::new(Security::Plain, RUN) }), Host::new());
     let published = learner_host.publish(1);

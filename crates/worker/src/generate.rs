@@ -28,10 +28,10 @@ use crate::prompting::Prompting;
 #[command(
     after_help = "Input, a JSON object a line: {\"prompt\": \"…\"} is taken as it is; {\"messages\": [{\"role\": \"user\", \
                   \"content\": \"…\"}]} is written with the model's chat template; {\"question\": \"…\"} is one message of the \
-                  user, with --suffix behind it and --system before it. An `id` comes back with the samples.\n\n\
+                  user, with --suffix after it and --system before it. An `id` comes back with the samples.\n\n\
                   Output, a JSON object a sample, in the order of the input: row (line of the input), id, sample, \
                   prompt_tokens (how many), text, tokens, logprobs (of the policy at the temperature), sampled_logprobs (of \
-                  the distribution behind top-k, top-p and min-p), finish (stop or length).\n\n\
+                  the distribution after top-k, top-p and min-p), finish (stop or length).\n\n\
                   Examples:\n  pacs-worker generate --model models/smollm2-135m-instruct --input questions.jsonl --output \
                   samples.jsonl --n 8 --max-new-tokens 256\n  \
                   echo '{\"question\": \"What is 2 + 3?\"}' | pacs-worker generate --model models/smollm2-135m-instruct \

@@ -100,7 +100,7 @@ fn main() -> ExitCode {
 fn in_role(role: impl FnOnce() -> Result<Exit, Failure>) -> Result<Exit, Failure> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(role)).unwrap_or_else(|_| {
         // The panic hook has already logged the message and place.
-        Err(Failure { error: anyhow::anyhow!("go on after a panic"), exit: Exit::Bug })
+        Err(Failure { error: anyhow::anyhow!("continue after a panic"), exit: Exit::Bug })
     })
 }
 

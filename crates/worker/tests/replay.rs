@@ -132,7 +132,7 @@ fn what_cannot_be_trained_on_is_refused_by_its_place() {
         (|rows| rows[5]["prompt_tokens"] = json!([1]), "the rows of group 101 have different prompts"),
         (|rows| rows[5]["surplus"] = json!(1), "line 6"),
         (|rows| rows[5]["reward"] = json!(null), "line 6"),
-        (|rows| rows.swap(0, 7), "its rows do not stand together"),
+        (|rows| rows.swap(0, 7), "its rows are not consecutive"),
         (|rows| rows.truncate(10), "not one whole step of 4 groups"),
     ] {
         let error = refused(change);

@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_packed_is_there() {
+    fn packed_folders_exist() {
         for part in FOLDERS {
             assert!(root().join(part).is_dir(), "{part}");
         }

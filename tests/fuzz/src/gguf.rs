@@ -119,7 +119,7 @@ pub fn whole(header: &[u8]) -> Vec<u8> {
     file
 }
 
-/// A file is refused in words, or becomes a model folder.
+/// A file is refused with a reason, or becomes a model folder.
 pub fn check(bytes: &[u8]) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");

@@ -10,7 +10,7 @@ pub fn examples() -> Vec<Vec<u8>> {
     SPECS.map(|text| text.as_bytes().to_vec()).to_vec()
 }
 
-/// A text is refused in words, or is a spec that is written down as the same spec.
+/// A text is refused with a reason, or is a spec that is written down as the same spec.
 pub fn check(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     match pacs_spec::parse(&text, Path::new("job.toml")) {

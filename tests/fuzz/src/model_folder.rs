@@ -16,7 +16,7 @@ pub fn examples() -> Vec<Vec<u8>> {
         .to_vec()
 }
 
-/// A folder is refused in words, or its text goes both ways.
+/// A folder is refused with a reason, or its text goes both ways.
 pub fn check(bytes: &[u8]) {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path();

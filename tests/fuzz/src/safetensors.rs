@@ -34,7 +34,7 @@ pub fn examples() -> Vec<Vec<u8>> {
     ]
 }
 
-/// A folder with such weights is refused in words, or loaded.
+/// A folder with such weights is refused with a reason, or loaded.
 pub fn check(bytes: &[u8]) {
     let model = golden("qwen2-tied");
     let whole = fs::read(model.join("model.safetensors")).unwrap();

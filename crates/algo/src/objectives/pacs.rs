@@ -57,6 +57,7 @@ pub fn pacs(config: &PacsConfig, sequences: &[Sequence]) -> Result<PacsStep, Obj
     check(config, sequences)?;
     let mut step = PacsStep::zeroed(sequences.len());
     let mut loss_sum = 0.0;
+    // In the order of group ids, because a sum that followed the order of arrival would differ between ranks.
     for (group, members) in members_by_group(sequences) {
         if members.len() < config.score.min_group_size() {
             return Err(ObjectiveError::GroupTooSmall { group, size: members.len(), estimator: config.score });
@@ -69,6 +70,7 @@ pub fn pacs(config: &PacsConfig, sequences: &[Sequence]) -> Result<PacsStep, Obj
 }
 
 fn check(config: &PacsConfig, sequences: &[Sequence]) -> Result<(), ObjectiveError> {
+    // The bounds of a spec refuse this, too; here it protects callers that build a configuration themselves.
     let beta = config.beta;
     if !(beta.is_finite() && beta > 0.0) {
         return Err(ObjectiveError::Beta { beta });
@@ -119,6 +121,7 @@ impl PacsStep {
 
     /// Fills in the entries of one group, and returns the sum of its sequence losses.
     fn evaluate_group(&mut self, config: &PacsConfig, sequences: &[Sequence], members: &[usize]) -> f64 {
+        // The number of sequences and not the sum of their weights, which would undo what importance weights take away.
         let divisor = sequences.len() as f64;
         let proxies: Vec<f64> = members.iter().map(|&i| reward_proxy(config, &sequences[i])).collect();
         let labels: Vec<f64> = members.iter().map(|&i| sequences[i].label).collect();
@@ -128,6 +131,8 @@ impl PacsStep {
         let losses: Vec<f64> = (0..members.len()).map(|m| weighted(m, cross_entropy(scores[m], halves[m]))).collect();
         let dscores: Vec<f64> =
             (0..members.len()).map(|m| weighted(m, cross_entropy_slope(scores[m], halves[m])) / divisor).collect();
+        // A score depends on the proxies of the whole group, so every answer gets a gradient through every other one's loss. Treating
+        // the baseline as a constant, as policy gradients do, would drop that part.
         let dproxies = estimator::backward(config.score, &proxies, &dscores);
         for (m, &i) in members.iter().enumerate() {
             self.reward_proxy[i] = proxies[m];
@@ -137,6 +142,7 @@ impl PacsStep {
             self.dloss_dscore[i] = dscores[m];
             self.dloss_dproxy[i] = dproxies[m];
             self.dloss_dlogprob[i] = dproxies[m] * proxy_slope(config, &sequences[i]);
+            // The loss weighs the log-prob of its own sample, as a score-function estimator does; the reference code leaves this term out.
             if config.actor_term {
                 self.dloss_dlogprob[i] += losses[m] / divisor;
             }
@@ -151,6 +157,7 @@ impl PacsStep {
                 .all(|value| value.is_finite())
         };
         let overflow = |index: usize| ObjectiveError::Overflow { index, group: sequences[index].group };
+        // Finite inputs can still overflow. An error names the sequence; a NaN in the gradient would only show as a skipped update.
         match (0..sequences.len()).find(|&i| !finite(i)) {
             Some(index) => Err(overflow(index)),
             None if self.loss.is_finite() => Ok(()),
@@ -184,10 +191,12 @@ fn cross_entropy(score: f64, Halves { right, wrong }: Halves) -> f64 {
 /// Derivative of [`cross_entropy`] by the score, in a form that keeps the small difference of a
 /// confident, correct score.
 fn cross_entropy_slope(score: f64, Halves { right, wrong }: Halves) -> f64 {
+    // Not `sigmoid(score) - right`: for a large score that rounds to 0, and a confident answer would get no gradient at all.
     wrong * sigmoid(score) - right * sigmoid(-score)
 }
 
 fn sigmoid(x: f64) -> f64 {
+    // The exponent is never positive, so nothing overflows.
     let decay = (-x.abs()).exp();
     if x >= 0.0 { 1.0 / (1.0 + decay) } else { decay / (1.0 + decay) }
 }

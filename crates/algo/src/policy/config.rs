@@ -121,7 +121,7 @@ pub enum Surrogate {
     },
 }
 
-/// Distance of two policies at one token, which is told apart from all others together.
+/// Distance of two policies at one token, with the token on one side and all others together on the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Divergence {

@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn only_moves_that_go_on_are_stopped() {
+    fn only_ongoing_moves_are_stopped() {
         let clip = Clip { low: 0.2, high: 0.3, dual: Some(3.0) };
         let at = |advantage: f64, ratio: f64| surrogate(&clip, advantage, ratio.ln());
         assert_eq!((at(1.0, 2.0).loss, at(1.0, 2.0).slope, at(1.0, 2.0).clipped), (-1.3, 0.0, true));

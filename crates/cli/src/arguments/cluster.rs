@@ -61,7 +61,7 @@ Examples:
   pacs coordinator job.toml --listen 127.0.0.1:7700 --plaintext
 
 SIGTERM saves and leaves within --grace seconds, with exit code 75; so does SIGUSR1, without a limit (launchers send it
-when the time of a job is nearly over). The same command goes on where the run was.
+when the time of a job is nearly over). The same command resumes the run.
 Exit codes: 0 done, 2 usage, 70 bug, 75 start again, 78 wrong job spec, model or data, or no progress over several starts.")]
 pub(crate) struct Coordinator {
     /// The job spec.
@@ -104,7 +104,7 @@ pub(crate) struct Coordinator {
     /// it. Default: the id of the folder; a new folder gets a random id.
     #[arg(long, value_name = "ID", env = "PACS_RUN_ID", default_value = "")]
     pub(crate) run_id: String,
-    /// Starts in a row without progress after which the run is given up; 0: no limit.
+    /// Starts in a row without progress after which the run ends; 0: no limit.
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) starts_without_progress: usize,
     /// Keep answering status calls after the run is finished, until SIGTERM; for launchers that restart whatever ends.
@@ -209,7 +209,7 @@ pub(crate) struct Doctor {
     /// The `pacs-worker` program. Default: next to this program, else on PATH.
     #[arg(long, value_name = "PATH", env = "PACS_WORKER_BINARY")]
     pub(crate) worker_binary: Option<PathBuf>,
-    /// Print JSON.
+    /// Print one JSON document for scripts.
     #[arg(long)]
     pub(crate) json: bool,
 }

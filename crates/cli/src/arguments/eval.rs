@@ -117,7 +117,7 @@ pub(crate) struct EvalReport {
     /// The evaluation after N training steps. Default: the newest.
     #[arg(long, value_name = "N")]
     pub(crate) step: Option<u64>,
-    /// Print JSON.
+    /// Print one JSON document for scripts.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -139,7 +139,7 @@ pub(crate) struct EvalCompare {
     /// Write compare.md, compare.json and a plot for each set into this folder.
     #[arg(long, value_name = "DIR")]
     pub(crate) output: Option<PathBuf>,
-    /// Print JSON.
+    /// Print one JSON document for scripts.
     #[arg(long)]
     pub(crate) json: bool,
 }

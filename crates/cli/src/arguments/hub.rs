@@ -49,7 +49,7 @@ pub(crate) struct Push {
     /// Send nothing; list what would be pushed.
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Print JSON.
+    /// Print one JSON document for scripts.
     #[arg(long)]
     pub(crate) json: bool,
 }

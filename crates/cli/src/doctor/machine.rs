@@ -14,12 +14,12 @@ const ENOUGH_FILES: u64 = 4096;
 const DEBUGGING: [(&str, &str); 9] = [
     ("CUDA_LAUNCH_BLOCKING", "every kernel waits for the one before"),
     ("NCCL_DEBUG", "every rank writes a log of its own"),
-    ("NCCL_ALGO", "NCCL does not choose its algorithm any more"),
-    ("NCCL_PROTO", "NCCL does not choose its protocol any more"),
+    ("NCCL_ALGO", "NCCL no longer chooses its algorithm"),
+    ("NCCL_PROTO", "NCCL no longer chooses its protocol"),
     ("NCCL_P2P_DISABLE", "GPUs of a node talk through memory"),
     ("NCCL_SHM_DISABLE", "GPUs of a node talk through the network"),
     ("NCCL_IB_DISABLE", "nodes talk over sockets"),
-    ("OMP_NUM_THREADS", "libtorch may use fewer threads than it is told to"),
+    ("OMP_NUM_THREADS", "libtorch may use fewer threads than configured"),
     ("LD_PRELOAD", "a library is put in front of all others"),
 ];
 
@@ -108,7 +108,7 @@ mod tests {
         };
         let finding = debugging(set);
         assert_eq!(finding.level, Level::Warning);
-        assert_eq!(finding.found, "NCCL_ALGO (NCCL does not choose its algorithm any more)");
+        assert_eq!(finding.found, "NCCL_ALGO (NCCL no longer chooses its algorithm)");
         assert_eq!(debugging(|_| None).level, Level::Ok);
     }
 

@@ -165,7 +165,7 @@ mod tests {
     use crate::doctor::Level;
 
     #[tokio::test]
-    async fn a_coordinator_that_is_not_there_is_a_failure() {
+    async fn an_unreachable_coordinator_is_a_failure() {
         // A port that was just released refuses connections.
         let port = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound");
         let findings = coordinator(&port.to_string(), None).await;

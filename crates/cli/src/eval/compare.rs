@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_stands_after_the_folder() {
+    fn a_step_follows_the_folder() {
         assert_eq!(folder_and_step("runs/demo@40"), ("runs/demo".into(), Some(40)));
         assert_eq!(folder_and_step("runs/demo"), ("runs/demo".into(), None));
         assert_eq!(folder_and_step("runs/a@b"), ("runs/a@b".into(), None));

@@ -259,7 +259,7 @@ fn environment(script: &mut String, arguments: &LaunchSlurm, place: &Place, allo
         put(script, "export PACS_DEVICE=cuda");
     }
     if arguments.only.is_none() {
-        put(script, "# Which start of the job this is: what an earlier one left behind on a lost node is refused.");
+        put(script, "# Which start of the job this is: leftovers of an earlier one on a lost node are refused.");
         put(script, "export PACS_ATTEMPT=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}");
         put(script, format_args!("job={}", quoted_path(&place.job)));
     } else {
@@ -302,7 +302,7 @@ step() {
             --nodes="$(sort -u "$hosts" | wc -l)" --cpus-per-task="$PACS_THREADS" --output="$logs-$role-%t.log" \
             --open-mode=append "$@"
         code=$?
-        # A run that has stopped needs this long for its goodbye; then there is nothing to go on with.
+        # A run that has stopped needs this long to end; then there is nothing to resume.
         [ "$code" -eq 75 ] && sleep 10 && goes_on
     do :; done
     case $code in
@@ -326,7 +326,7 @@ coordinator=$!
 goes_on() { kill -0 "$coordinator" 2>/dev/null; }
 give_up() { echo "the $1 step ended with exit code $2: ending the run" && kill -USR1 "$coordinator"; }
 
-# The time limit is near: save, and go on in a new turn. Slurm tells this script only; srun passes it on.
+# The time limit is near: save, and resume after a requeue. Slurm tells this script only; srun passes it on.
 trap 'kill -USR1 "$coordinator" 2>/dev/null' USR1
 # The script outlives its tasks: a job that ends by itself is not requeued.
 trap : TERM
@@ -345,7 +345,7 @@ echo "$(date -u +%FT%TZ) the coordinator ended with exit code $code: ${ending:-i
 sleep 2
 
 if [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; then
-    # An operator stopped it: it goes on when somebody submits it again.
+    # An operator stopped it: it resumes when it is submitted again.
     [ "$ending" = stopped ] && exit 75
     # Slurm ended the steps. A job that is preempted must still be there when its grace is over.
     [ "$ending" = terminated ] && sleep 900

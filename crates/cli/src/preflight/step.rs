@@ -46,7 +46,7 @@ pub(super) fn try_it(spec: &JobSpec, arguments: &Check) -> Result<Trial, Failure
     let found = match ended(child, limit).context("follow the tiny run").map_err(Failure::bug)? {
         (Some(status), _) if status.success() => Ok(seen(&run_dir, spec)),
         (Some(_), said) => Err(said.trim().strip_prefix("error: ").unwrap_or(said.trim()).to_owned()),
-        (None, _) => Err(format!("no end of the tiny run within {} (--preflight-timeout)", duration(limit))),
+        (None, _) => Err(format!("the tiny run did not end within {} (--preflight-timeout)", duration(limit))),
     };
     Ok(Trial::new("tiny step", began, found.map_err(|said| Problem { said, otherwise: otherwise(spec) })))
 }

@@ -114,9 +114,6 @@ impl Attempt<'_> {
 
     /// Makes the problem of a verifier that works but whose verdicts teach nothing.
     fn worthless(&self, said: String) -> Problem {
-        Problem {
-            said,
-            otherwise: "a run would have gone on for steps with nothing, or the wrong thing, to learn".to_owned(),
-        }
+        Problem { said, otherwise: "a run would have trained for steps on no signal, or on a wrong one".to_owned() }
     }
 }

@@ -39,6 +39,7 @@ impl Living {
 
     /// Sends the signal to the process group of the worker.
     pub(crate) fn signal(self, signal: Signal) {
+        // Process ids are reused, and this one was read a moment ago.
         if self.is_alive() {
             signal_group(self.pid, signal);
         }
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_register_is_not_adopted() {
+    fn a_worker_that_could_not_register_is_not_adopted() {
         let run_id = format!("four-{}", std::process::id());
         let mut plain = worker(&run_id);
         let wanted = command("rollout-7", &run_id, "/bin/sh", "/run");

@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_no_place_for_keys_is_refused_or_closed() {
+    fn a_folder_too_open_for_keys_is_refused_or_restricted() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         symlink(dir.path(), dir.path().join(FOLDER)).expect("linked");
         let error = Certificates::of_run(dir.path()).expect_err("a link");
@@ -213,7 +213,7 @@ mod tests {
     /// A worker that read its certificate before a renewal and a coordinator that reads afterwards accept each other, and the other
     /// way round. A certificate of another run is accepted by neither.
     #[tokio::test]
-    async fn processes_get_on_while_they_are_renewed() {
+    async fn processes_progress_while_they_are_renewed() {
         let (run, other) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
         let made = Certificates::good_for(run.path(), DAY).expect("made");
         let of = |role| security(made.folder(), role).expect("good");

@@ -40,7 +40,7 @@ impl Console {
                 (name, format!("worker {name} {how}; it is started again in {}", duration(*wait)))
             }
             WorkerNews::GivenUp(GivenUp { name, how, .. }) => {
-                (name, format!("worker {name} {how}; the run cannot go on"))
+                (name, format!("worker {name} {how}; the run cannot continue"))
             }
         };
         self.say("worker", &text, json!({"worker": name}));
@@ -227,7 +227,7 @@ pub(crate) fn finish_lines(
     lines.push(("model", format!("{} (a Hugging Face folder)", model.display())));
     lines.push(("metrics", run_dir.join("metrics.jsonl").display().to_string()));
     lines.push(("samples", format!("{} (Parquet, with their verdicts)", run_dir.join("samples").display())));
-    lines.push(("try next", format!("{same} --steps {}  # go on from here", 2 * step)));
+    lines.push(("try next", format!("{same} --steps {}  # continue from here", 2 * step)));
     lines.push(("", format!("{program} run {job} --seed 2 --run-dir DIR  # again with another seed")));
     lines.push(("", format!("{program} run {job} --dataset FILE.jsonl --model DIR  # your own problems and model")));
     lines.push(("", format!("{program} job init FILE  # a job of your own")));
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_says_what_came_of_it() {
+    fn the_final_message_summarises_the_run() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         assert_eq!(BeforeAfter::read(dir.path()), None);
         let text =
@@ -317,7 +317,7 @@ mod tests {
             model       c/model (a Hugging Face folder)
             metrics     runs/demo/metrics.jsonl
             samples     runs/demo/samples (Parquet, with their verdicts)
-            try next    pacs run demo.toml --seed 3 --steps 80  # go on from here
+            try next    pacs run demo.toml --seed 3 --steps 80  # continue from here
                         pacs run demo.toml --seed 2 --run-dir DIR  # again with another seed
                         pacs run demo.toml --dataset FILE.jsonl --model DIR  # your own problems and model
                         pacs job init FILE  # a job of your own"#]]

@@ -1,7 +1,7 @@
 //! Which GPU of this machine each worker of `pacs run` gets.
 //!
 //! Every process computes on the first GPU that it sees, so it is shown one: two learner ranks on one GPU are an error of NCCL, and
-//! a rollout worker beside a learner takes memory that the learner has planned with.
+//! a rollout worker next to a learner takes memory that the learner has planned with.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -107,7 +107,7 @@ impl std::fmt::Display for Gpus {
             let workers = self.places.iter().filter(|(_, of)| **of == place).map(|(name, _)| name.as_str());
             let workers: Vec<&str> = workers.collect();
             let head = if place == 0 { "gpus" } else { "" };
-            let workers = if workers.is_empty() { "nobody".to_owned() } else { workers.join(", ") };
+            let workers = if workers.is_empty() { "no worker".to_owned() } else { workers.join(", ") };
             writeln!(f, "{head:<12}GPU {gpu}: {workers}")?;
         }
         if !self.are_there() && !self.usable.is_empty() {

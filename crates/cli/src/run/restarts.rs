@@ -43,6 +43,7 @@ impl Restarts {
     /// Decides what follows when the worker ends with `status` at `now`, after a lifetime of `lived`.
     pub(crate) fn after(&mut self, status: ExitStatus, now: Duration, lived: Duration) -> Next {
         let code = status.code();
+        // The same job would fail in the same way, however often it is started.
         if code == Some(i32::from(Exit::Config.code())) {
             return Next::GiveUp(Exit::Config);
         }
@@ -50,9 +51,11 @@ impl Restarts {
             self.recent.pop_front();
         }
         if self.recent.len() >= MOST_RESTARTS {
+            // A worker that keeps asking for a restart (75) met something outside; one that keeps crashing has a fault.
             let bug = code.is_some_and(|code| code != i32::from(Exit::Again.code()));
             return Next::GiveUp(if bug { Exit::Bug } else { Exit::Again });
         }
+        // Only the backoff: the restarts still count within the window, else a worker that dies every minute would never be given up.
         if lived >= WELL {
             self.backoff = fresh_backoff();
         }
@@ -106,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_lived_starts_over() {
+    fn a_worker_that_lived_long_resets_its_backoff() {
         let mut restarts = Restarts::new();
         for n in 0..20 {
             let next = restarts.after(ExitStatus::from_raw(9), at(n * 200), at(199));

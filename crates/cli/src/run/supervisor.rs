@@ -24,7 +24,7 @@ use super::restarts::{Next, Restarts, describe};
 /// Wait for the end of the run after a worker left with exit code 0, which means that the coordinator dismissed it.
 const DISMISSAL: Duration = Duration::from_secs(20);
 
-/// The same wait after exit code 75, as in a stopped run. Short, because somebody may have ended this process alone, and then the
+/// The same wait after exit code 75, as in a stopped run. Short, because this process alone may have been ended, and then the
 /// run waits for the restarted worker.
 const STOP: Duration = Duration::from_secs(3);
 

@@ -82,7 +82,7 @@ pub(crate) fn find_worker(given: Option<&Path>) -> Result<PathBuf, Failure> {
     find_in(given, beside.into_iter().chain::<Vec<PathBuf>>(on_path)).ok_or_else(|| {
         let looked = match given {
             Some(path) => anyhow!("there is no file `{}`", path.display()),
-            None => anyhow!("it is neither beside this program nor on PATH"),
+            None => anyhow!("it is neither next to this program nor on PATH"),
         };
         let hint = "build it (`cargo build --release -p pacs-worker`) or say where it is with --worker-binary PATH";
         Failure::config(looked).doing(format!("find the program `{WORKER_PROGRAM}`")).hint(hint)

@@ -123,9 +123,7 @@ impl One {
             starts = if now > reached { 0 } else { starts + 1 };
             reached = now;
             if starts == MOST_STARTS {
-                return Err(anyhow!(
-                    "{MOST_STARTS} starts brought it no further; the last one ended with {status}: {said}"
-                ));
+                return Err(anyhow!("{MOST_STARTS} starts made no progress; the last one ended with {status}: {said}"));
             }
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_secs(1 << starts)) => {}

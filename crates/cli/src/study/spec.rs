@@ -124,7 +124,7 @@ impl StudySpec {
         };
         let names = std::iter::once(&self.name).chain(self.tasks.keys()).chain(self.methods.keys());
         for name in names {
-            ensure!(is_name(name), "`{name}` is no name: expected 1 to 32 letters, digits, `-` and `_`");
+            ensure!(is_name(name), "`{name}` is not a valid name: expected 1 to 32 letters, digits, `-` and `_`");
         }
         ensure!(!self.tasks.is_empty(), "`tasks` is empty");
         let methods: Vec<&str> = self.methods.keys().map(String::as_str).collect();
@@ -283,7 +283,7 @@ fn merge(table: &mut Table, changes: &Table) -> Result<()> {
         match value {
             Value::Table(inner) if !key.contains('.') => {
                 let place = table.entry(key).or_insert_with(|| Value::Table(Table::new()));
-                let place = place.as_table_mut().with_context(|| format!("`{key}` is no table"))?;
+                let place = place.as_table_mut().with_context(|| format!("`{key}` is not a table"))?;
                 merge(place, inner)?;
             }
             _ => put(table, key, value)?,
@@ -300,7 +300,7 @@ fn put(table: &mut Table, path: &str, value: &Value) -> Result<()> {
         }
         Some((first, rest)) => {
             let place = table.entry(first).or_insert_with(|| Value::Table(Table::new()));
-            put(place.as_table_mut().with_context(|| format!("`{path}`: `{first}` is no table"))?, rest, value)
+            put(place.as_table_mut().with_context(|| format!("`{path}`: `{first}` is not a table"))?, rest, value)
         }
     }
 }
@@ -353,7 +353,7 @@ mod tests {
             ("[grid]\n'batch.mini_batches' = []", "has no values"),
             ("[grid]\n'evaluation.after' = [false]", "evaluation.after"),
             ("[methods.bad]\nset = { 'objective.kind' = 'sarsa' }", "sarsa"),
-            ("[methods.'a/b']", "is no name"),
+            ("[methods.'a/b']", "is not a valid name"),
             ("colour = 1", "unknown field"),
         ] {
             let error = format!("{:#}", studied(&format!("{SMALL}{change}\n")).0.expect_err(expected));

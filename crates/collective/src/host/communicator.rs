@@ -110,13 +110,17 @@ impl HostCollective {
         if let Some(kind) = self.abort.reason() {
             return Err(Fault::own(kind));
         }
+        // An ordinary communicator all the same: callers have no case of their own for one rank.
         if self.world_size == 1 {
             return Ok(());
         }
         let link = join(listener, group, &self.abort, deadline)?;
+        // From here an abort shuts these sockets down, which is the only way to wake a thread that is blocked in the kernel.
         self.abort.watch([link.next.stream(), link.previous.stream()]);
         let ring = self.ring.insert(Ring { link, rank: self.rank, world_size: self.world_size });
         let call = Call { operation: Operation::Connect, sequence: 0, elements: 0, deadline, timeout: self.timeout };
+        // A rank that has its two links does not know whether the others have theirs. Without this, the first operation would take
+        // the blame for a rank that never joined.
         ring.barrier(&call)
     }
 
@@ -128,7 +132,9 @@ impl HostCollective {
         bytes: usize,
         run: impl FnOnce(&Ring, &Call) -> Result<(), Fault>,
     ) -> Result<(), CollectiveError> {
+        // Sent with every operation: ranks that are out of step fail at once, instead of adding gradients of different buckets.
         self.calls += 1;
+        // A deadline for the bytes at hand. One fixed limit would either end large transfers or find a lost rank late.
         let timeout = self.limits().of(operation, bytes);
         let call = Call { operation, sequence: self.calls, elements, deadline: Instant::now() + timeout, timeout };
         let result = match (self.abort.reason(), &self.ring) {
@@ -181,6 +187,7 @@ impl HostCollective {
             Some(kind) => Fault::own(kind),
             None => fault,
         };
+        // The first error ends it for good: after a partial exchange the ranks' buffers differ, and a retry would hide that.
         let error = CollectiveError { operation, rank: self.rank, peer, kind };
         self.abort.fail(error.to_string());
         error
@@ -224,6 +231,8 @@ impl Collective for HostCollective {
     }
 
     fn all_gather_f64(&mut self, mine: &[f64]) -> Result<Vec<Vec<f64>>, CollectiveError> {
+        // Lengths may differ between ranks here, so a peer's length is unknown until it arrives; the limit bounds what it can make us
+        // allocate.
         if size_of_val(mine) > FREE_LENGTH_LIMIT {
             let kind = ErrorKind::Invalid(format!("{} numbers are too many to gather", mine.len()));
             return Err(self.fail(Operation::AllGatherF64, Fault::own(kind)));

@@ -30,6 +30,7 @@ pub(crate) fn join(
     abort: &AbortHandle,
     deadline: Instant,
 ) -> Result<Link, Fault> {
+    // One half that fails stops the other; without this the error would come at the deadline only.
     let given_up = AtomicBool::new(false);
     let join = Join { listener, group, abort, deadline, given_up: &given_up };
     // Dial and accept concurrently: the successor replies only when it accepts, so a ring of ranks that all dial
@@ -77,6 +78,7 @@ impl Join<'_> {
             let latest = match self.try_dial(limit) {
                 Ok(socket) => return Ok(Some(socket)),
                 Err(_) if self.stopped() => return Ok(None),
+                // Final: the peer belongs to another job or a later generation, and will never welcome this rank.
                 Err(Attempt::Refused(reason)) => return Err(self.give_up(next, ErrorKind::Refused { reason })),
                 Err(Attempt::Again(problem)) => problem,
             };
@@ -110,7 +112,7 @@ impl Join<'_> {
 
     fn accept(&self) -> Result<Option<Socket>, Fault> {
         let previous = self.group.previous();
-        let mut problem = "nobody dialled".to_owned();
+        let mut problem = "no rank dialled".to_owned();
         while !self.stopped() {
             if Instant::now() >= self.deadline {
                 return Err(self.timed_out(previous, format!("the peer to dial in ({problem})")));

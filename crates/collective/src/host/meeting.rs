@@ -152,7 +152,7 @@ fn welcome(
         _ if world_size != guests.len() as u64 + 1 => {
             format!("rank 0 expects {} ranks, rank {rank} expects {world_size}", guests.len() + 1)
         }
-        None => format!("there is no rank {rank} among {world_size} beside rank 0"),
+        None => format!("rank {rank} cannot join rank 0 in a world of {world_size}"),
         Some(Some((_, address))) => format!("rank {rank} is here already, from {address}"),
         Some(None) => {
             let guest = Some((socket, format!("{}:{port}", bracketed(from))));
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn everybody_learns_every_address() {
+    fn every_rank_learns_every_address() {
         let meeting = Meeting::open("127.0.0.1:0").unwrap();
         let (place, listeners) = (meeting.place(), [listener(), listener(), listener()]);
         let expected: Vec<String> = listeners.iter().map(|listener| listener.address().to_string()).collect();
@@ -224,15 +224,15 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_fit_is_told_why() {
+    fn a_mismatched_rank_is_refused_with_a_reason() {
         let meeting = Meeting::open("127.0.0.1:0").unwrap();
         let place = meeting.place();
         thread::scope(|scope| {
             let host = scope.spawn(|| meeting.gather(2, &listener(), PATIENT));
             for (rank, world_size, reason) in [
                 (1, 3, "rank 0 expects 2 ranks, rank 1 expects 3"),
-                (2, 2, "there is no rank 2 among 2 beside rank 0"),
-                (0, 2, "there is no rank 0 among 2 beside rank 0"),
+                (2, 2, "rank 2 cannot join rank 0 in a world of 2"),
+                (0, 2, "rank 0 cannot join rank 0 in a world of 2"),
             ] {
                 let error = meet(&place, rank, world_size, &listener(), PATIENT).unwrap_err();
                 assert!(error.to_string().contains(reason), "{error}");
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_missing_is_named() {
+    fn missing_ranks_are_named() {
         let short = Duration::from_millis(200);
         let meeting = Meeting::open("127.0.0.1:0").unwrap();
         let error = meeting.gather(3, &listener(), short).unwrap_err();

@@ -47,6 +47,7 @@ impl Ring {
         }
         let parts = Parts::of(data, self.world_size);
         let mut incoming = vec![T::zeroed(); parts.longest_chunk()];
+        // Both halves for one chunk before the next: the other order would read the whole buffer from memory twice.
         for chunk in 0..parts.chunks() {
             self.reduce_chunk(call, data, parts, chunk, &mut incoming)?;
             self.share_chunk(call, data, parts, chunk)?;
@@ -88,6 +89,8 @@ impl Ring {
             let incoming = &mut incoming[..target.len()];
             let receive = Receive::Bytes(bytemuck::cast_slice_mut(incoming));
             self.link.exchange(call, Some(bytemuck::cast_slice(outgoing)), receive)?;
+            // Ours plus theirs, in the order of the ring: a part is summed once, at one rank after the other, so all ranks end with the
+            // same bits.
             for (ours, theirs) in data[target].iter_mut().zip(incoming) {
                 *ours = ours.plus(*theirs);
             }
@@ -126,12 +129,12 @@ impl Ring {
         let length = data.len();
         let start = |piece: usize| (piece * PIECE_BYTES).min(length);
         for piece in 0..=pieces {
-            let (behind, ahead) = data.split_at_mut(start(piece));
+            let (earlier, ahead) = data.split_at_mut(start(piece));
             let ahead = &mut ahead[..start(piece + 1) - start(piece)];
             if is_root && piece < pieces {
                 self.link.exchange(call, Some(ahead), Receive::Nothing)?;
             } else if !is_root {
-                let outgoing = (piece > 0 && !is_last).then(|| &behind[start(piece - 1)..]);
+                let outgoing = (piece > 0 && !is_last).then(|| &earlier[start(piece - 1)..]);
                 let receive = if piece < pieces { Receive::Bytes(ahead) } else { Receive::Nothing };
                 self.link.exchange(call, outgoing, receive)?;
             }
@@ -141,6 +144,7 @@ impl Ring {
 
     /// After `k` exchanges a rank has heard, through its predecessors, from the `k` ranks before it.
     pub(crate) fn barrier(&self, call: &Call) -> Result<(), Fault> {
+        // Around the ring, and not by a tree of fewer steps: the links to the two neighbours are the only connections there are.
         (1..self.world_size).try_for_each(|_| self.link.exchange(call, Some(&[]), Receive::Bytes(&mut [])))
     }
 

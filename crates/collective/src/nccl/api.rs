@@ -47,7 +47,7 @@ pub(crate) trait Api: fmt::Debug + Send + Sync {
     /// Aborts operations that wait for lost ranks, and frees the communicator. NCCL joins its own threads in it, and has been seen
     /// not to come back.
     fn abort(&self, comm: Comm);
-    /// Ends this process with exit code 75, so that whoever started it starts it again: operations of a communicator that
+    /// Ends this process with exit code 75, so that its supervisor restarts it: operations of a communicator that
     /// cannot be ended may still write to memory that its owner wants back.
     fn leave(&self, why: &str);
 }

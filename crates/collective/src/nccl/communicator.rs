@@ -285,7 +285,7 @@ fn abort(api: &Arc<dyn Api>, comm: Comm, patience: Duration) {
     let own = Arc::clone(api);
     let aborting = move || {
         own.abort(comm);
-        // Nobody listens any more when it came too late.
+        // The receiver is gone when it came too late.
         let _ = done.send(());
     };
     if thread::Builder::new().name("nccl-abort".to_owned()).spawn(aborting).is_err() {

@@ -112,7 +112,7 @@ impl Api for HostMemory {
 }
 
 /// Runs `run` on the memory of a buffer of an emulated device; `None` for any other buffer.
-#[expect(unsafe_code, reason = "the owner of the memory has vouched for it when it was lent")]
+#[expect(unsafe_code, reason = "the owner of the memory vouched for it when it was exposed")]
 pub(crate) fn with_bytes<T>(data: &DeviceBuffer, run: impl FnOnce(&mut [u8]) -> T) -> Option<T> {
     // SAFETY: the caller of `CudaDevice::buffer` guarantees that `bytes` bytes lie there and that nothing else
     // accesses them until the operation that takes the buffer has returned. The memory of a device without an index

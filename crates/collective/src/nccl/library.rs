@@ -16,14 +16,14 @@ const NCCL_NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
 /// The exit code of a process that is to be started again (docs/EXIT_CODES.md).
 const EXIT_AGAIN: c_int = 75;
 
-/// `ncclSuccess`.
+/// `ncclSuccess` of `nccl.h`; every other value is an error.
 const SUCCESS: c_int = 0;
 /// `ncclInProgress`: the call on a non-blocking communicator continues in the background.
 const IN_PROGRESS: c_int = 7;
-/// `ncclUint8`, `ncclFloat32`.
+/// `ncclUint8` and `ncclFloat32` of `nccl.h`, the only element types that are exchanged.
 const UINT8: c_uint = 1;
 const FLOAT32: c_uint = 7;
-/// `ncclSum`.
+/// `ncclSum` of `nccl.h`, the only reduction that is used.
 const SUM: c_uint = 0;
 /// `NCCL_API_MAGIC`, `NCCL_CONFIG_UNDEF_INT`, and the version of the header that declares the configuration's fields,
 /// as in `NCCL_CONFIG_INITIALIZER` of NCCL 2.22. Newer versions read the configuration by its size and version.
@@ -427,8 +427,8 @@ impl Api for Library {
     }
 
     fn leave(&self, why: &str) {
-        tracing::error!("{why}; this process ends, for its communicator cannot be ended");
-        // Best effort: there is nobody left to tell.
+        tracing::error!("{why}; this process exits, because its communicator cannot be aborted");
+        // Best effort: there is no caller left to report to.
         let _ = std::io::Write::flush(&mut std::io::stderr());
         // SAFETY: the call does not return, and touches no memory of this process. Destructors of libraries would wait for the
         // thread that is stuck.

@@ -128,7 +128,7 @@ fn an_abort_from_another_thread_ends_an_operation() {
 }
 
 #[test]
-fn a_process_whose_abort_does_not_come_back_is_to_end() {
+fn a_process_whose_abort_hangs_must_exit() {
     let patience = Duration::from_millis(50);
     for (takes, leaves) in [(Duration::ZERO, 0), (Duration::from_secs(2), 1)] {
         let fake = Fake { breaks_at: Some(0), abort_takes: takes, ..Fake::new() }.shared();

@@ -183,7 +183,7 @@ const TICKS_PER_SECOND: u64 = 100;
 /// Processor time that all threads of a process have used; `self` is this one.
 pub(crate) fn cpu_time(process: &str) -> Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
-    // The second field is the program's name in parentheses; user and system time are the twelfth and thirteenth behind it.
+    // The second field is the program's name in parentheses; user and system time are the twelfth and thirteenth after it.
     let (_, fields) = stat.rsplit_once(')').context("its stat has no name")?;
     let ticks: Option<Vec<u64>> = fields.split_whitespace().skip(11).take(2).map(|field| field.parse().ok()).collect();
     let ticks: u64 = ticks.filter(|ticks| ticks.len() == 2).context("its stat has no times")?.iter().sum();
@@ -329,7 +329,7 @@ pub(crate) trait Batches: Send {
         Ok(())
     }
 
-    /// Its step is reported. Whether the learner goes on.
+    /// Its step is reported. Returns whether the learner continues.
     fn reported(&mut self) -> bool {
         true
     }

@@ -50,13 +50,13 @@ impl Driver {
                 self.store.drop_group(group);
             }
             Effect::RestartGroup(group) => {
-                tracing::debug!(%group, "a group starts again: it would have grown too old");
+                tracing::debug!(%group, "a group is regenerated: it would have become too old");
                 self.store.drop_group(group);
             }
             Effect::ForgetEvaluation(groups) => groups.into_iter().for_each(|group| self.store.drop_group(group)),
             Effect::ReplaceSample(sample) => {
                 if live {
-                    tracing::warn!(%sample, "a sample was given up for another: its verifications failed or timed out");
+                    tracing::warn!(%sample, "a sample was replaced: its verifications failed or timed out");
                 }
                 self.store.drop_sample(sample);
             }
@@ -251,7 +251,7 @@ impl Driver {
         self.saved.clear();
         self.clock.clear();
         self.hand_over(Job::Truncate { steps: Some(step), evaluations: Some(step) });
-        self.note(format!("the learners' state is lost; the run goes on from step {step}"));
+        self.note(format!("the learners' state is lost; the run resumes from step {step}"));
         self.keep_snapshot();
     }
 
@@ -306,7 +306,7 @@ fn log_dropped(group: GroupId, why: Dropped) {
     match why {
         Dropped::NoVerdict => tracing::warn!(%group, "a group was dropped: its verifications failed"),
         Dropped::Overdue => tracing::warn!(%group, "a group was dropped: it was not done in time"),
-        Dropped::Deadly => tracing::error!(%group, "a group was set aside: its workers died"),
+        Dropped::Deadly => tracing::error!(%group, "a group was quarantined: its workers died"),
         Dropped::Poisonous => tracing::error!(%group, "a group was quarantined: training fails with it"),
         Dropped::Uniform => {
             tracing::debug!(%group, "a group was refilled: nothing in it differs that the objective contrasts")

@@ -132,7 +132,7 @@ impl Door {
             let name = &verification.verifier;
             let Some((_, most)) = self.verifiers.iter().find(|(known, _)| known == name) else {
                 let known: Vec<&str> = self.verifiers.iter().map(|(known, _)| known.as_str()).collect();
-                let problem = format!("{} is none of this job's verifiers: {}", shown(name), known.join(", "));
+                let problem = format!("{} is not a verifier of this job: {}", shown(name), known.join(", "));
                 return Err(WireError::new("verifications.verifier", problem));
             };
             if verifications[..position].iter().any(|earlier| earlier.verifier == *name) {
@@ -263,10 +263,7 @@ mod tests {
         assert_eq!(check(&[verification("label", 1.0), verification("style", 1e6)]), None);
         let (field, problem) = check(&[verification(&"\u{1b}x".repeat(1 << 20), 0.0)]).expect("made up");
         assert_eq!(field, "verifications.verifier");
-        assert!(
-            problem.ends_with("is none of this job's verifiers: label, style") && problem.len() < 1000,
-            "{problem}"
-        );
+        assert!(problem.ends_with("is not a verifier of this job: label, style") && problem.len() < 1000, "{problem}");
         let twice = check(&[verification("label", 0.0), verification("label", 0.0)]);
         assert_eq!(twice, Some(("verifications.verifier", "names `label` twice".into())));
         assert_eq!(check(&[verification("label", 2.0)]).map(|(field, _)| field), Some("verifications.reward"));

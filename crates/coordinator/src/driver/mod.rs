@@ -61,7 +61,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// Steps over which the estimate of the remaining time is averaged.
 const RECENT_STEPS: usize = 10;
 
-/// The driver behind its lock, for services and tasks.
+/// The driver under its lock, shared by services and tasks.
 #[derive(Clone, Debug)]
 pub(crate) struct Shared {
     driver: Arc<Mutex<Driver>>,

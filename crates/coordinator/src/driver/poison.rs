@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_enters_a_mutex_in_which_somebody_has_panicked() {
+    fn a_poisoned_mutex_is_never_entered() {
         let mutex = Mutex::new(1);
         assert_eq!(enter(&mutex).map(|guard| *guard), Ok(1));
         std::thread::scope(|scope| {

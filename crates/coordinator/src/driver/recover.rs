@@ -81,7 +81,7 @@ impl Driver {
         self.machine.resume(now);
         let step = self.machine.position().step;
         self.note(format!(
-            "went on at step {step} from the journal: {} records and {} samples and verdicts in {:.2} s",
+            "resumed at step {step} from the journal: {} records and {} samples and verdicts in {:.2} s",
             counts.0,
             counts.1,
             began.elapsed().as_secs_f64()
@@ -176,7 +176,7 @@ impl Driver {
         let Some(wire) = read else { return };
         match Verdict::try_from(wire).and_then(|verdict| self.door.verdict(&verdict).map(|()| verdict)) {
             Ok(verdict) => self.store.put_verdict(id, verdict),
-            Err(error) => tracing::error!(sample = %id, "a verdict of the journal is none: {error}"),
+            Err(error) => tracing::error!(sample = %id, "a verdict of the journal is invalid: {error}"),
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! run folder/journal/
-//! ├── journal.db               SQLite in WAL mode: a snapshot of the machine, the records behind it, operators' actions
+//! ├── journal.db               SQLite in WAL mode: a snapshot of the machine, the records after it, operators' actions
 //! └── samples-000001.seg …     samples and verdicts, append-only frames with checksums
 //! ```
 //!
@@ -175,7 +175,7 @@ impl Journal {
             Err(error) if error.is_damage() => {
                 put_aside(&folder)?;
                 notes.push(format!(
-                    "the journal was put aside, and the run goes on from its newest checkpoint: {error}"
+                    "the journal was set aside, and the run resumes from its newest checkpoint: {error}"
                 ));
                 None
             }
@@ -337,7 +337,7 @@ fn recover(folder: &Path, spec: &str) -> Result<Found, FileError> {
     let database = Database::open(folder)?;
     if let Some(difference) = database.difference(spec)? {
         return Ok(Found::Other(format!(
-            "the journal was put aside, and the run goes on from its newest checkpoint: {difference}"
+            "the journal was set aside, and the run resumes from its newest checkpoint: {difference}"
         )));
     }
     let Some((machine, extras)) = database.snapshot()? else { return Ok(Found::Nothing) };

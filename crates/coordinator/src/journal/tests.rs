@@ -135,7 +135,7 @@ fn segments_go_with_their_groups() {
 }
 
 #[test]
-fn another_job_and_a_damaged_database_are_put_aside() {
+fn a_foreign_or_damaged_database_is_set_aside() {
     let folder = tempfile::tempdir().unwrap();
     let (mut journal, ..) = open(folder.path());
     keep(&mut journal, &[]);
@@ -149,7 +149,7 @@ fn another_job_and_a_damaged_database_are_put_aside() {
     std::fs::write(folder.path().join("journal/journal.db"), "not a database, and longer than its header would be")
         .unwrap();
     let (_, recovered, notes) = open(folder.path());
-    assert!(recovered.is_none() && notes[0].contains("put aside"), "{notes:?}");
+    assert!(recovered.is_none() && notes[0].contains("set aside"), "{notes:?}");
     assert!(folder.path().join("journal-aside").exists());
 }
 
@@ -171,7 +171,7 @@ fn operators_stay_in_the_audit() {
 }
 
 #[tokio::test]
-async fn a_snapshot_that_comes_late_leaves_the_records_behind_it_and_their_samples() {
+async fn a_late_snapshot_keeps_the_records_after_it_and_their_samples() {
     let folder = tempfile::tempdir().unwrap();
     let (mut journal, ..) = open(folder.path());
     keep(&mut journal, &[]);

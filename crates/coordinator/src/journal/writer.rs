@@ -189,7 +189,7 @@ fn write_all(shared: &Shared, durable: &watch::Sender<Durable>, mut disk: Disk) 
         if let Some((seq, snapshot)) = &batch.snapshot {
             let live: HashSet<_> = snapshot.live.iter().copied().collect();
             if let Err(error) = disk.segments.retain(&live, *seq) {
-                tracing::warn!("segments of the journal that nobody needs were not removed: {error}");
+                tracing::warn!("unneeded segments of the journal were not removed: {error}");
             }
         }
     }

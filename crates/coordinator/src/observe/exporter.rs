@@ -154,7 +154,7 @@ impl Scrape {
             page.value("pacs_groups", &[("state", state)], f64::from(count));
         }
         page.one("pacs_groups_wanted", "Groups that the round needs.", f64::from(queues.groups_wanted));
-        page.gauge("pacs_samples", "Samples that are there and have no verdict.");
+        page.gauge("pacs_samples", "Samples that have arrived and have no verdict.");
         for (state, count) in [("waiting", queues.samples_waiting), ("verifying", queues.samples_verifying)] {
             page.value("pacs_samples", &[("state", state)], f64::from(count));
         }
@@ -162,7 +162,7 @@ impl Scrape {
         page.one("pacs_groups_in_flight", "Groups in flight.", f64::from(status.groups_in_flight));
         page.one("pacs_groups_quarantined", "Groups that killed workers or training.", status.set_aside.len() as f64);
         if let Some(retired) = status.retired_problems {
-            page.one("pacs_problems_retired", "Problems that are not drawn any more.", f64::from(retired));
+            page.one("pacs_problems_retired", "Problems that are no longer drawn.", f64::from(retired));
         }
         page.one("pacs_problems", "Problems to train on.", f64::from(status.training_problems));
     }
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn alerts_and_dashboard_ask_for_what_is_there() {
+    fn alerts_and_dashboard_query_existing_metrics() {
         let there = named(&scrape().text());
         for file in ["alerts.yaml", "dashboard.json"] {
             let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/observability").join(file);

@@ -13,7 +13,7 @@ use crate::progress::{Progress, RunEnd};
 
 /// Number of past events that are kept, and that a new watcher is sent at most.
 pub(super) const PAST: usize = 512;
-/// Events that a watcher may lag behind by; it loses older ones. All share one ring, so watchers take no memory.
+/// How many events a watcher may lag; it loses older ones. All share one ring, so watchers take no memory.
 const QUEUE: usize = 1024;
 /// Bytes of a text in an event, some of which comes from workers and verifiers.
 const MOST_TEXT: usize = 2048;
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_comes_late_is_told_the_past_and_who_is_slow_what_was_lost() {
+    async fn late_subscribers_get_the_history_and_slow_ones_a_count_of_losses() {
         let (feed, progress, end) = (Feed::new(), broadcast::Sender::new(4 * QUEUE), watch::Sender::new(None));
         let following = tokio::spawn(feed.clone().follow(progress.subscribe(), end.subscribe()));
         let mut slow = feed.subscribe(0);
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_feed_that_is_closed_follows_no_longer() {
+    async fn a_closed_feed_stops_following() {
         let (feed, progress, end) = (Feed::new(), broadcast::Sender::new(4), watch::Sender::new(None));
         let following = tokio::spawn(feed.clone().follow(progress.subscribe(), end.subscribe()));
         feed.close();

@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn the_best_stay_beside_the_newest() {
+    fn the_best_are_kept_besides_the_newest() {
         let kept = |newest, best, scores: &[(u64, f64)]| {
             let mut kept = Retention { newest, best, scores: scores.to_vec() }.kept(&[2, 4, 6, 8]);
             kept.sort_unstable();
@@ -482,7 +482,7 @@ mod tests {
             let (newest, damages) = checkpoints.newest_valid().unwrap();
             assert_eq!(newest.unwrap().step, 1);
             assert!(damages.len() == 1 && damages[0].to_string().contains(named), "{damages:?}");
-            assert_eq!(checkpoints.steps().unwrap(), [1], "the damaged one is put aside");
+            assert_eq!(checkpoints.steps().unwrap(), [1], "the damaged one is set aside");
         }
     }
 
@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn a_save_that_holds_nothing_takes_nobodys_place() {
+    fn an_empty_save_replaces_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let config = pacs_shape::ModelConfig::read(
             &Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen2-tied"),

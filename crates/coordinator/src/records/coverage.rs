@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_nobody_has_reported_is_none_of_the_state() {
+    fn an_unreported_file_is_not_part_of_the_state() {
         let folder = tempfile::tempdir().unwrap();
         let manifest = manifest(&whole(), false, folder.path());
         fs::write(folder.path().join("training-state-9-of-9.safetensors"), state_file(STEP, "0+10", 10)).unwrap();

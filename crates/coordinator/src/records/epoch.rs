@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_one_before_is_fenced_off() {
+    fn the_previous_coordinator_is_fenced() {
         let folder = tempfile::tempdir().unwrap();
         let first = Epoch::take(folder.path()).unwrap();
         first.check().unwrap();

@@ -132,7 +132,7 @@ fn read_run_id(path: &Path) -> Result<Option<String>, StartError> {
     id.map(Some).ok_or_else(|| {
         let problem = format!(
             "it holds no run id ({RUN_ID_DIGITS} lower-case hexadecimal digits); write `run_id` of {} into it, or remove it \
-             when no worker of this run lives any more",
+             when no worker of this run is alive",
             CoordinatorRecord::FILE
         );
         FileError::damaged(path, problem).into()
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_has_one_id_for_ever() {
+    fn a_folder_keeps_its_id() {
         let dir = tempfile::tempdir().unwrap();
         let id = run_id(dir.path()).unwrap();
         assert!(is_run_id(&id), "{id}");

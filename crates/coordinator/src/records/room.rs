@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_says_what_for_until_there_is_room() {
+    fn a_waiting_process_reports_what_for_until_there_is_room() {
         let folder = tempfile::tempdir().unwrap();
         let room = Room::of(folder.path());
         assert_eq!(room.wanted(), None);

@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupted_removal_goes_on_at_the_next_start() {
+    fn an_interrupted_removal_resumes_at_the_next_start() {
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::open(folder.path()).unwrap();
         let discarded = checkpoints.folder().join(".discarded-step-000001-0");

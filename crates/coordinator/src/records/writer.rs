@@ -225,7 +225,7 @@ impl RunFolder {
                 self.jobs = None;
                 Err(format!("the disk is {QUEUE} jobs late"))
             }
-            Some(Err(TrySendError::Disconnected(_))) => Err("the run folder is not written any more".to_owned()),
+            Some(Err(TrySendError::Disconnected(_))) => Err("the run folder is no longer written".to_owned()),
             // Closed: later jobs are in the journal only, and are done at the next start.
             None => Ok(()),
         }
@@ -342,7 +342,7 @@ impl Owner {
                 Ok(()) => tracing::debug!("done"),
                 Err(Stop::Abandoned) => return,
                 Err(Stop::Failed(reason)) => {
-                    tracing::error!("the run folder is not written any more: {reason}");
+                    tracing::error!("the run folder is no longer written: {reason}");
                     return self.tell(Done::Failed { reason });
                 }
             }

@@ -68,7 +68,7 @@ impl VerifierService for Services {
         }
         for verdict in &verdicts {
             let v1::TaskVerdict { lease_id: lease, group_id: group, sample_index: sample, .. } = verdict;
-            tracing::debug!(trace_id = %self.trace_id(*group), group, sample, lease, "verdict handed in");
+            tracing::debug!(trace_id = %self.trace_id(*group), group, sample, lease, "verdict submitted");
         }
         let worker = WorkerId(worker_id);
         // All verdicts are parsed before the first one counts.

@@ -49,7 +49,7 @@ impl WorkerService for Services {
                 tracing::warn!(worker, times, "a worker of another start of the job was refused: {theirs}");
             }
             return Err(Status::aborted(format!(
-                "the worker was started for attempt {theirs}, and this is attempt {ours}: its scheduler has given it up"
+                "the worker was started for attempt {theirs}, and this is attempt {ours}: its scheduler has abandoned it"
             )));
         }
         let v1::RegisterRequest { name, host, pid, started, collective_address, .. } = request;

@@ -1,4 +1,4 @@
-//! Workers that do no work: they speak the wire protocol and make up what they hand in.
+//! Workers that do no work: they speak the wire protocol and make up what they submit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -194,7 +194,7 @@ pub(crate) async fn until(
     let mut seen = Vec::new();
     let search = async {
         loop {
-            let event = events.recv().await.expect("the run goes on");
+            let event = events.recv().await.expect("the run continues");
             if found(&event) {
                 return;
             }
@@ -206,7 +206,7 @@ pub(crate) async fn until(
     }
 }
 
-/// A registered worker whose heartbeats go on until it is dropped.
+/// A registered worker which sends heartbeats until it is dropped.
 struct Member {
     id: u64,
     channel: RunChannel,

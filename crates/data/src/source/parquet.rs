@@ -57,7 +57,7 @@ fn open(path: &Path) -> Result<SerializedFileReader<File>, DataError> {
     })
 }
 
-/// Calls the library, which panics at some files that are no Parquet: whoever gave us the file may not end the process with it.
+/// Calls the library, which panics at some files that are no Parquet: the file's author must not be able to end the process.
 fn contained<T>(call: impl FnOnce() -> T) -> Result<T, ParquetError> {
     let broken = |_| ParquetError::General("its parts do not fit together".to_owned());
     panic::catch_unwind(AssertUnwindSafe(call)).map_err(broken)

@@ -1,4 +1,4 @@
-//! Text files as they are found: packed or not, with a byte order mark or without, and what is none said in words.
+//! Text files as they are found: packed or not, with a byte order mark or without, and anything else refused with a reason.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Chain, Cursor, Read};
@@ -47,7 +47,7 @@ pub(crate) fn unpacked<'a>(reader: Box<dyn BufRead + 'a>, path: &Path) -> Result
         return is("it is packed in a way that is not read; unpack it, or pack it with gzip or zstd");
     }
     if start.trim_ascii_start().starts_with(b"<") {
-        return is("it is a page of HTML or XML, perhaps the answer of a site that wants a login, and no data");
+        return is("it is a page of HTML or XML, perhaps the answer of a site that asks for a login, and not data");
     }
     let skipped = if start.starts_with(MARK) { MARK.len() } else { 0 };
     let mut reader = BufReader::new(reader);

@@ -88,6 +88,7 @@ impl Value {
         match self {
             Self::Fields(fields) => {
                 let field = |name: &str| fields.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value);
+                // The whole path first: files do have names with dots. The last of repeated names, as other readers of JSON do.
                 field(path).or_else(|| path.split_once('.').and_then(|(name, rest)| field(name)?.at(rest)))
             }
             Self::List(list) => {
@@ -111,6 +112,7 @@ impl Value {
         let text = raw.get();
         let wrong = |error: serde_json::Error| error.to_string();
         Ok(match text.as_bytes().first() {
+            // By the first byte, because serde_json's own values would have parsed numbers to floats.
             Some(b'n') => Self::Null,
             Some(b't' | b'f') => Self::Bool(text == "true"),
             Some(b'"') => Self::Text(serde_json::from_str(text).map_err(wrong)?),
@@ -149,6 +151,7 @@ impl Value {
                 }
             }
         }
+        // Long division by ten: decimals of Parquet have up to 38 digits and more, which no machine integer holds.
         let mut digits = Vec::new();
         while magnitude.iter().any(|byte| *byte != 0) {
             let mut rest = 0u32;
@@ -175,6 +178,7 @@ fn written_out(number: &str) -> Result<String, String> {
     let (sign, mantissa) = mantissa.strip_prefix('-').map_or(("", mantissa), |rest| ("-", rest));
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
     let places = exponent.saturating_sub(fraction.len() as i64);
+    // `1e999999999` is twelve bytes in a file and would be a gigabyte of zeros.
     if places.abs() > MOST_DIGITS {
         return Err(too_long());
     }

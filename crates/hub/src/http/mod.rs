@@ -80,7 +80,7 @@ impl Drop for Answer {
 }
 
 impl Answer {
-    /// A header of the hub, or else of whoever answered in the end.
+    /// A header of the hub, or else of the last server in a redirection.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let first = self.first.as_ref().and_then(|headers| headers.get(name));
         first.or_else(|| self.headers.get(name))?.to_str().ok()

@@ -15,7 +15,7 @@ const PIECE: u64 = 1 << 20;
 pub(crate) enum Payload {
     /// A request without a body.
     None,
-    /// A text.
+    /// A body in memory, sent with its length.
     Text {
         /// What of it is not sent yet.
         bytes: Bytes,

@@ -215,7 +215,7 @@ async fn a_broken_stream_is_resumed_where_it_broke() {
 }
 
 #[tokio::test]
-async fn what_another_try_would_not_change_is_not_tried_again() {
+async fn permanent_failures_are_not_retried() {
     type Expected = fn(&IntakeError) -> bool;
     let ends = |status| vec![(pieces()[..2].to_vec(), Some(status))];
     let mut contradiction = pieces();
@@ -248,7 +248,7 @@ async fn a_batch_that_is_less_than_was_announced_is_refused() {
 }
 
 #[tokio::test]
-async fn a_coordinator_that_sends_nothing_is_given_up() {
+async fn a_silent_coordinator_is_abandoned() {
     let answers = (0..1000).map(|_| (Vec::new(), Some(Status::unavailable("no")))).collect();
     let (asked, result) = received(answers, Duration::from_millis(300)).await;
     assert!(matches!(result, Err(IntakeError::Silent { step: 3, .. })), "{result:?}");

@@ -157,7 +157,7 @@ fn norms_and_biases_are_spared_by_the_decay_of_matrices() {
 }
 
 #[test]
-fn any_number_of_ranks_goes_on_from_what_any_other_has_saved() {
+fn any_number_of_ranks_resumes_from_a_checkpoint_of_any_other() {
     let settings = TrainerSettings { reference_reset_steps: 3, ..descent() };
     let worlds =
         [(Sharding::Replicated, 2), (Sharding::ShardOptimizer, 3), (Sharding::ShardAll, 4), (Sharding::ShardAll, 1)];
@@ -189,7 +189,7 @@ fn any_number_of_ranks_goes_on_from_what_any_other_has_saved() {
                 let what = format!("{kind:?}: {resumed_by:?} {readers} after {saved_by:?} {writers}");
                 assert!(resumed[0].0.equal(&whole[0].0), "{what}: the restored weights differ");
                 if (saved_by, writers) == (resumed_by, readers) {
-                    assert!(resumed[0].1.equal(&whole[0].1), "{what}: does not go on bit for bit");
+                    assert!(resumed[0].1.equal(&whole[0].1), "{what}: does not resume bit for bit");
                 }
                 let tolerance = if kind == Kind::Float { 1e-5 } else { 2e-2 };
                 assert_close(&resumed[0].1, &whole[0].1, tolerance, &what);

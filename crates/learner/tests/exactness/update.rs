@@ -353,7 +353,7 @@ mod plain {
 }
 
 #[test]
-fn a_restored_trainer_goes_on_bit_for_bit() {
+fn a_restored_trainer_is_bit_identical() {
     let long = TrainerSettings { reference_reset_steps: 2, ..settings() };
     let kl = Some(KlPenalty { coefficient: 0.1, kind: KlKind::K3, place: KlPlace::Loss });
     let penalised = far(PolicyConfig { kl, ..grpo() });

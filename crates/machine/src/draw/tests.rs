@@ -186,7 +186,7 @@ fn undisturbed(case: &Case) -> Walk<'_> {
 }
 
 #[test]
-fn a_checkpoint_goes_on_with_the_draws_that_would_have_come() {
+fn a_checkpoint_resumes_the_data_order() {
     for case in cases() {
         let whole = undisturbed(&case);
         for (step, snapshot) in whole.checkpoints.range(..STEPS) {
@@ -198,7 +198,7 @@ fn a_checkpoint_goes_on_with_the_draws_that_would_have_come() {
 }
 
 #[test]
-fn a_snapshot_that_has_lost_something_draws_something_else() {
+fn an_incomplete_snapshot_draws_something_else() {
     type Loss = fn(&mut Snapshot);
     let losses: [(&str, Loss); 3] = [
         ("cursor", |snapshot| snapshot.cursor = 0),
@@ -226,7 +226,7 @@ fn a_snapshot_that_has_lost_something_draws_something_else() {
 }
 
 #[test]
-fn a_journal_goes_on_with_the_draws_that_would_have_come() {
+fn a_journal_resumes_the_data_order() {
     for case in cases() {
         let whole = undisturbed(&case);
         let dying = Walk { dies: true, ..Walk::new(&case, case.options(1)) }.finish();
@@ -235,7 +235,7 @@ fn a_journal_goes_on_with_the_draws_that_would_have_come() {
 }
 
 #[test]
-fn steps_that_are_made_again_draw_the_same_prompts() {
+fn recomputed_steps_draw_the_same_prompts() {
     for case in cases().into_iter().filter(|case| case.max_lag == 0) {
         let whole = undisturbed(&case);
         for lost_at in 1..STEPS {
@@ -251,7 +251,7 @@ fn steps_that_are_made_again_draw_the_same_prompts() {
 }
 
 #[test]
-fn a_run_ahead_that_is_set_back_draws_nothing_twice_and_leaves_nothing_out() {
+fn an_asynchronous_run_that_is_rolled_back_repeats_and_skips_no_draw() {
     for case in cases().into_iter().filter(|case| case.max_lag > 0) {
         for lost_at in 1..STEPS {
             let mut walk = Walk::new(&case, case.options(3));
@@ -270,7 +270,7 @@ fn a_run_ahead_that_is_set_back_draws_nothing_twice_and_leaves_nothing_out() {
 }
 
 #[test]
-fn draws_that_are_over_are_not_made_again() {
+fn finished_draws_are_not_repeated() {
     let drawn = Snapshot { cursor: 6, ..Snapshot::default() };
     let mut back = drawn.clone().without([4, 2].map(GroupId));
     assert_eq!((back.cursor, back.requeued.len()), (6, 2));

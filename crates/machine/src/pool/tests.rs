@@ -81,7 +81,7 @@ fn failed_verifications_go_to_another_verifier_and_end() {
 }
 
 #[test]
-fn a_replacement_is_generated_beside_the_rest_of_its_group() {
+fn a_replacement_is_generated_while_the_rest_of_its_group_runs() {
     let mut pool = pool(1, 3);
     assert_eq!(lend(&mut pool, 1), Some((0, vec![(0, 0), (1, 0), (2, 0)])));
     assert_eq!(pool.take_sample(LeaseId(1), ROLLOUT, sample(0, 1), (VERSION, VERSION), NOW), Taken::Fresh);
@@ -95,13 +95,13 @@ fn a_replacement_is_generated_beside_the_rest_of_its_group() {
         Taken::Repeat,
         "of the sample given up"
     );
-    assert_eq!(lend(&mut pool, 2), Some((0, vec![(1, 1)])), "the other two are on loan");
+    assert_eq!(lend(&mut pool, 2), Some((0, vec![(1, 1)])), "the other two are leased");
     assert_eq!(pool.take_sample(LeaseId(1), ROLLOUT, sample(0, 1), (VERSION, VERSION), NOW), Taken::Repeat);
     assert_eq!(pool.take_sample(LeaseId(1), ROLLOUT, sample(0, 2), (VERSION, VERSION), NOW), Taken::Fresh);
     assert_eq!(
         pool.take_sample(LeaseId(2), ROLLOUT, sample(0, 0), (VERSION, VERSION), NOW),
         Taken::Stale,
-        "lent under the first"
+        "leased under the first"
     );
     assert_eq!(pool.revoke_worker(ROLLOUT).leases(), 2);
     assert_eq!(lend(&mut pool, 3), Some((0, vec![(0, 0), (1, 1)])));
@@ -131,7 +131,7 @@ fn verdicts_count_once() {
 }
 
 #[test]
-fn silent_loans_lapse() {
+fn silent_leases_lapse() {
     let mut pool = pool(2, 1);
     pool.lend_group(0, LeaseId(1), ROLLOUT, VERSION, NOW);
     pool.lend_group(0, LeaseId(2), ROLLOUT, VERSION, NOW + Duration::from_secs(5));
@@ -141,7 +141,7 @@ fn silent_loans_lapse() {
 }
 
 #[test]
-fn a_deadly_group_is_found_among_innocent_ones() {
+fn a_poison_group_is_found_among_innocent_ones() {
     let mut pool = pool(3, 1);
     for lease in 1..=2 {
         (0..3).for_each(|group| assert!(lend(&mut pool, 10 * lease + group).is_some()));
@@ -151,7 +151,7 @@ fn a_deadly_group_is_found_among_innocent_ones() {
     let (place, missing, alone) = pool.next_for(ROLLOUT).expect("a group waits");
     assert_eq!((missing, alone), (1, true));
     let (innocent, _) = pool.lend_group(place, LeaseId(40), ROLLOUT, VERSION, NOW).expect("it waits");
-    assert_eq!(pool.next_for(ROLLOUT), None, "nothing is lent beside it");
+    assert_eq!(pool.next_for(ROLLOUT), None, "nothing else is leased meanwhile");
     let taken = pool.take_sample(LeaseId(40), ROLLOUT, sample(innocent.0, 0), (VERSION, VERSION), NOW);
     assert_eq!(taken, Taken::Fresh);
     let (place, ..) = pool.next_for(ROLLOUT).expect("a group waits");
@@ -185,7 +185,7 @@ fn lend_many(pool: &mut Pool, first_lease: u64, most: usize) -> Vec<u32> {
 }
 
 #[test]
-fn a_deadly_sample_is_found_among_innocent_ones() {
+fn a_poison_sample_is_found_among_innocent_ones() {
     let mut pool = unverified(3);
     for round in 1..=2 {
         assert_eq!(lend_many(&mut pool, 10 * round, 8), [0, 1, 2]);
@@ -195,7 +195,7 @@ fn a_deadly_sample_is_found_among_innocent_ones() {
     // Each is leased in isolation now: an innocent sample is judged, and a third death identifies the cause.
     assert_eq!(lend_many(&mut pool, 30, 8), [0]);
     assert!(pool.holds_suspect_sample(GRADER));
-    assert_eq!(lend_many(&mut pool, 31, 8), [0; 0], "nothing is lent beside it");
+    assert_eq!(lend_many(&mut pool, 31, 8), [0; 0], "nothing else is leased meanwhile");
     let right = judged(Outcome::Correct, 1.0);
     assert_eq!(pool.take_verdict(LeaseId(30), GRADER, sample(0, 0), right, 1, NOW), Taken::Fresh);
     assert_eq!(lend_many(&mut pool, 40, 8), [1]);
@@ -236,7 +236,7 @@ fn deaths_that_say_nothing_are_taken_back() {
 }
 
 #[test]
-fn a_verifier_that_says_goodbye_is_held_against_nothing() {
+fn an_orderly_exit_of_a_verifier_is_no_evidence() {
     let mut pool = unverified(2);
     for round in 0..10 {
         assert_eq!(lend_many(&mut pool, 10 * round + 10, 8), [0, 1]);
@@ -258,7 +258,7 @@ fn a_sample_that_is_gone_is_generated_with_other_noise() {
 }
 
 #[test]
-fn a_group_that_took_too_long_is_issued_again_and_then_given_up() {
+fn a_group_that_takes_too_long_is_reissued_and_then_dropped() {
     let mut pool = pool(2, 1);
     pool.lend_group(0, LeaseId(1), ROLLOUT, VERSION, NOW);
     assert_eq!(pool.overdue_groups(NOW), [], "not before the limit");
@@ -269,7 +269,7 @@ fn a_group_that_took_too_long_is_issued_again_and_then_given_up() {
 }
 
 #[test]
-fn what_newer_weights_may_have_touched_is_forgotten() {
+fn groups_of_newer_weights_are_discarded() {
     let mut pool = pool(3, 1);
     for (lease, newest) in [(1, 0), (2, 1), (3, 0)] {
         pool.lend_group(0, LeaseId(lease), ROLLOUT, VERSION, NOW);

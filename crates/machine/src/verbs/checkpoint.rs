@@ -42,7 +42,7 @@ impl Machine {
         if self.is_ended() {
             return;
         }
-        let note = format!("the checkpoint of step {step} could not be saved, the run goes on without it: {reason}");
+        let note = format!("the checkpoint of step {step} could not be saved, the run continues without it: {reason}");
         self.effects.push(Effect::Note(note));
         self.go_on_without_writing();
     }

@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_dismissed_worker_held_is_lent_again_when_the_run_goes_on() {
+    fn work_of_a_dismissed_worker_is_leased_again_when_the_run_resumes() {
         let mut run = Run::sampling(options());
         let held = run.groups(run.rollout, 100).len();
         run.step(stop(StopMode::Now));

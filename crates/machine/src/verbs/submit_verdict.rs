@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn replacements_end() {
+    fn replacements_are_bounded() {
         let mut run = Run::sampling(Options { max_attempts: 1, max_replacements: 2, ..options() });
         for round in 0..3 {
             run.generate_all();
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_verifier_ends_the_run_with_a_sentence() {
+    fn a_broken_verifier_ends_the_run_with_a_reason() {
         let mut run = Run::sampling(Options { max_attempts: 1, ..options() });
         for _ in 0..20 {
             run.generate_all();
@@ -184,6 +184,6 @@ mod tests {
                 return;
             }
         }
-        panic!("the run went on");
+        panic!("the run continued");
     }
 }

@@ -165,9 +165,9 @@ impl Reference {
 
     fn lent(&mut self, groups: &[GroupGrant]) {
         for grant in groups {
-            assert!(!grant.samples.is_empty(), "{} was lent with nothing to do", grant.group);
-            assert!(!self.set_aside.contains(&grant.group), "{} was set aside and lent", grant.group);
-            assert!(!self.used.contains_key(&grant.group), "{} was trained on and lent", grant.group);
+            assert!(!grant.samples.is_empty(), "{} was leased with nothing to do", grant.group);
+            assert!(!self.set_aside.contains(&grant.group), "{} was quarantined and leased", grant.group);
+            assert!(!self.used.contains_key(&grant.group), "{} was trained on and leased", grant.group);
             for wanted in &grant.samples {
                 let sample = SampleId { group: grant.group, index: wanted.index };
                 assert!(!self.generated.contains_key(&sample), "{sample} was acknowledged and is asked for again");
@@ -446,7 +446,7 @@ impl Reference {
         let drawn = (0..position.cursor).map(GroupId).chain(position.ahead.iter().copied());
         let skipped = self.skipped(machine);
         let expected: Vec<GroupId> = drawn.filter(|group| !skipped.contains(group)).collect();
-        assert_eq!(places, expected, "used, in flight, dropped, set aside and requeued are not what was drawn");
+        assert_eq!(places, expected, "used, in flight, dropped, quarantined and requeued are not what was drawn");
         // An operator may have reduced the slots since they were filled.
         let options = machine.options();
         // During trials, the groups of one batch may rest in addition.

@@ -13,7 +13,7 @@ use super::{Dims, Gather, Masking, Sequence};
 #[derive(Debug)]
 pub(super) struct Blocks {
     blocks: Vec<Block>,
-    /// Rows of `q` that the blocks work on, one block behind the other.
+    /// Rows of `q` that the blocks work on, one block after the other.
     queries: Gather,
     /// Rows of `k` and `v` that the blocks work on.
     keys: Gather,
@@ -33,7 +33,7 @@ impl Blocks {
                 for i in 0..sequence.len {
                     restore[sequence.start + i] = (queries.len() + i) as i64;
                 }
-                // Padding lies behind every real query, so the causal mask hides it.
+                // Padding follows every real query, so the causal mask hides it.
                 let padded = (0..longest).map(|i| (sequence.start + if i < sequence.len { i } else { 0 }) as i64);
                 keys.extend((sequence.prefix_start..sequence.prefix_start + prefix).map(|key| key as i64));
                 keys.extend(padded.clone());
@@ -127,7 +127,7 @@ enum Method {
     /// Fused attention with a mask for all heads, `[Q, S]`: prompts may be long here, and a mask that is folded would be a
     /// group of such masks.
     Windowed(Tensor),
-    /// Fused attention that skips what is behind the diagonal.
+    /// Fused attention that skips what lies above the diagonal.
     Causal,
 }
 

@@ -18,7 +18,7 @@ pub(super) struct Flash(Rc<Plan>);
 #[derive(Debug)]
 struct Plan {
     sequences: FlashSequences,
-    /// The rows of keys and values that each sequence sees, one sequence behind the other: its prefix, then itself.
+    /// The rows of keys and values that each sequence sees, one sequence after the other: its prefix, then itself.
     keys: Gather,
     /// Where among them each token is.
     copies: RowCopies,
@@ -36,7 +36,7 @@ pub(super) struct FlashTrace {
 }
 
 impl Flash {
-    /// The sequences lie one behind the other.
+    /// The sequences lie one after the other.
     pub(super) fn new(sequences: &[Sequence], tokens: usize, device: Device, window: Option<usize>) -> Self {
         let mut keys = Vec::new();
         for sequence in sequences {

@@ -11,13 +11,13 @@ pub enum ImportError {
     /// The file does not start like a GGUF file.
     #[error("`{}` is not a GGUF file", file.display())]
     NotGguf {
-        /// The file.
+        /// Path of the GGUF file.
         file: PathBuf,
     },
     /// The file is damaged.
     #[error("`{}` is corrupt or truncated: {detail}; fetch it again", file.display())]
     Corrupt {
-        /// The file.
+        /// Path of the GGUF file.
         file: PathBuf,
         /// What does not fit.
         detail: String,
@@ -25,7 +25,7 @@ pub enum ImportError {
     /// The architecture is not one that can be imported.
     #[error("`{}` holds {feature}; {hint}", file.display())]
     UnsupportedArchitecture {
-        /// The file.
+        /// Path of the GGUF file.
         file: PathBuf,
         /// What it holds.
         feature: String,
@@ -35,7 +35,7 @@ pub enum ImportError {
     /// A tensor is quantised in a way that cannot be read.
     #[error("`{}` is quantised in a way that is not supported ({detail}); try its Q8_0 or F16 variant", file.display())]
     UnsupportedQuantisation {
-        /// The file.
+        /// Path of the GGUF file.
         file: PathBuf,
         /// The reader's words.
         detail: String,
@@ -43,7 +43,7 @@ pub enum ImportError {
     /// The tokenizer is not a byte-level BPE whose splitting rule is known.
     #[error("`{}` has {feature}, which is not supported (supported are {supported})", file.display())]
     UnsupportedTokenizer {
-        /// The file.
+        /// Path of the GGUF file.
         file: PathBuf,
         /// What it has.
         feature: String,
@@ -53,9 +53,9 @@ pub enum ImportError {
     /// A metadata entry is missing or of the wrong type.
     #[error("`{}`: metadata `{key}` {problem}", file.display())]
     Metadata {
-        /// The file.
+        /// Path of the GGUF file.
         file: PathBuf,
-        /// The entry.
+        /// Key of the metadata entry.
         key: String,
         /// What is wrong with it.
         problem: &'static str,
@@ -63,7 +63,7 @@ pub enum ImportError {
     /// A tensor is missing, left over, or of the wrong shape.
     #[error("`{}`: tensor `{tensor}` {problem}", file.display())]
     Tensor {
-        /// The file.
+        /// Path of the GGUF file.
         file: PathBuf,
         /// Name in the GGUF file.
         tensor: String,

@@ -22,7 +22,7 @@ use crate::{ModelConfig, ModelError, Parameters};
 /// What an import has written.
 #[derive(Clone, Debug)]
 pub struct ImportReport {
-    /// The folder.
+    /// The Hugging Face folder that was written.
     pub folder: PathBuf,
     /// The model as its new config.json says.
     pub config: ModelConfig,

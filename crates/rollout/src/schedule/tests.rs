@@ -181,7 +181,7 @@ fn a_prompt_is_computed_once_for_its_group() {
 }
 
 #[test]
-fn long_prompts_are_cut_beside_running_decodes() {
+fn long_prompts_are_prefilled_in_chunks_among_decodes() {
     let mut simulation = Simulation::new(bounds(8, 100));
     simulation.submit(1, 10, &[20]);
     simulation.step();
@@ -240,7 +240,7 @@ fn new_weights_close_prompts() {
 }
 
 #[test]
-fn nothing_is_lost_whatever_comes() {
+fn nothing_is_lost_under_any_fault() {
     for one_chunk in [false, true] {
         let mut simulation = Simulation::new(Bounds { one_chunk, ..bounds(12, 24) });
         let (mut submitted, mut cancelled) = (HashSet::new(), HashSet::new());

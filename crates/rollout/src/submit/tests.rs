@@ -76,7 +76,7 @@ fn worker_with(coordinator: &Coordinator, leases: u64, patience: Duration) -> Wo
 /// Waits until so many samples are in flight.
 async fn wait_for(worker: &mut Worker, in_flight: usize) {
     let found = worker.in_flight.wait_for(|found| *found == in_flight);
-    tokio::time::timeout(Duration::from_secs(30), found).await.expect("it goes on").expect("it goes on");
+    tokio::time::timeout(Duration::from_secs(30), found).await.expect("it continues").expect("it continues");
 }
 
 fn finished(ticket: u64, index: u32) -> Output {
@@ -121,7 +121,7 @@ async fn calls_go_side_by_side_in_their_order_and_no_further_than_the_window() {
 }
 
 #[tokio::test]
-async fn a_call_without_an_answer_is_repeated_and_holds_nobody_up() {
+async fn an_unanswered_call_is_repeated_and_delays_no_other() {
     // The first call of one sample fails, and so does the second.
     let coordinator = Coordinator::new(|request, times| match (request.sample_index, times) {
         (1, 1 | 2) => Err(Status::unavailable("not now")),
@@ -164,7 +164,7 @@ async fn a_lapsed_lease_is_cancelled_once_and_counted_once() {
 }
 
 #[tokio::test]
-async fn samples_go_before_the_last_word_of_the_engine() {
+async fn samples_are_sent_before_the_final_message_of_the_engine() {
     let coordinator = Coordinator::new(|_, _| Ok(()));
     let worker = worker(&coordinator, 1);
     worker.outputs.send(finished(0, 0)).await.expect("it listens");
@@ -178,7 +178,7 @@ async fn samples_go_before_the_last_word_of_the_engine() {
 }
 
 #[tokio::test]
-async fn patience_ends() {
+async fn retries_are_bounded() {
     let coordinator = Coordinator::new(|_, _| Err(Status::unavailable("never")));
     coordinator.answers.add_permits(1000);
     let worker = worker_with(&coordinator, 1, Duration::from_millis(150));

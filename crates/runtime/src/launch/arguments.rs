@@ -81,7 +81,7 @@ pub enum PlaceError {
     Run(#[from] NoRunId),
     /// Neither certificates nor plain text was chosen.
     #[error(
-        "it is not said how connections are protected: give --tls-dir DIR (`pacs certs` makes the files), or --plaintext \
+        "no protection of connections is configured: give --tls-dir DIR (`pacs certs` makes the files), or --plaintext \
          for processes of this machine only"
     )]
     Unprotected,
@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_look_up_that_does_not_end_is_given_up() {
+    async fn a_look_up_that_does_not_end_is_abandoned() {
         let never = within(Duration::from_millis(10), std::future::pending::<std::io::Result<()>>()).await;
         assert_eq!(never.expect_err("it never ends").to_string(), "no address within 10ms");
     }

@@ -36,11 +36,11 @@ fn split(list: &str) -> Option<Vec<&str>> {
 
 /// Appends every expansion of `rest`, each with `prefix` in front.
 fn expand(rest: &str, prefix: String, hosts: &mut Vec<String>) -> Option<()> {
-    let Some((plain, behind)) = rest.split_once('[') else {
+    let Some((plain, following)) = rest.split_once('[') else {
         hosts.push(prefix + rest);
         return (hosts.len() <= MOST_HOSTS).then_some(());
     };
-    let (ranges, tail) = behind.split_once(']')?;
+    let (ranges, tail) = following.split_once(']')?;
     for range in ranges.split(',') {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());

@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn strangers_make_room_for_each_other_the_longest_of_the_busiest_host_first() {
+    async fn unauthenticated_connections_are_evicted_oldest_of_the_busiest_host_first() {
         let admission = Admission::new(100, 4);
         let (mut seats, mut told) = (vec![], vec![]);
         for last in [1, 2, 2, 1] {
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_works_is_never_put_out_and_room_comes_back() {
+    async fn a_working_connection_is_never_evicted_and_room_is_freed() {
         let admission = Admission::new(3, 2);
         let mut seats = vec![];
         for _ in 0..3 {
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_handshake_is_not_put_out_in_its_middle() {
+    async fn a_handshake_in_progress_is_not_evicted() {
         let chances = Chances { silent: Duration::from_secs(1), speaking: Duration::from_secs(5) };
         let admission = Admission::with(100, 2, 2, chances);
         let now = Instant::now();
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_speaks_is_not_held_up_by_those_who_do_not() {
+    async fn silent_connections_do_not_delay_active_ones() {
         let chances = Chances { silent: Duration::from_secs(60), speaking: Duration::from_secs(60) };
         let admission = Admission::with(100, 9, 1, chances);
         let now = Instant::now();
@@ -472,7 +472,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_with_a_certificate_that_does_not_call_makes_room_when_all_seats_are_taken() {
+    async fn an_idle_authenticated_peer_is_evicted_when_all_slots_are_taken() {
         let admission = Admission::new(2, 1);
         let (idle, mut told) = seat(&admission, 1).await.expect("room");
         idle.prove();

@@ -184,7 +184,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_attempt_that_does_not_end_is_given_up_and_named() {
+    async fn an_attempt_that_does_not_end_is_abandoned_and_named() {
         let limit = Duration::from_millis(10);
         let late = within(limit, "node-1:7700", std::future::pending::<Result<(), DialError>>()).await;
         let Err(DialError::Unreachable(why)) = late else { panic!("it may be tried again: {late:?}") };

@@ -191,13 +191,13 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_has_no_run_yet_lets_nobody_in() {
+    fn a_process_without_a_run_admits_no_caller() {
         let status = call(&gate(""), "/pacs.v1.WeightService/FetchWeights", Some(RUN)).expect_err("not yet");
         assert_eq!(status.code(), Code::Unavailable);
     }
 
     #[test]
-    fn a_stranger_is_told_of_once_and_many_are_counted() {
+    fn a_stranger_is_logged_once_and_many_are_counted() {
         let (mut strangers, now) = (Strangers::default(), Instant::now());
         let stranger = |n: u32| (None, format!("run {n}"));
         assert_eq!(strangers.meet(stranger(0), now), Some(0));

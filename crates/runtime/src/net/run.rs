@@ -34,7 +34,7 @@ struct Known {
 
 /// The text is not a run identifier.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{}` is no run identifier: 32 lower-case hexadecimal digits are", .0.escape_debug())]
+#[error("`{}` is not a run identifier: expected 32 lower-case hexadecimal digits", .0.escape_debug())]
 pub struct NoRunId(pub String);
 
 impl RunIdentity {

@@ -46,7 +46,7 @@ pub enum TlsError {
         problem: String,
     },
     /// Others than the owner can read the private key.
-    #[error("private key `{}` can be read by everybody (mode {mode:o}); run `chmod o= {}`", path.display(), path.display())]
+    #[error("private key `{}` is world-readable (mode {mode:o}); run `chmod o= {}`", path.display(), path.display())]
     Exposed {
         /// Path of the key.
         path: PathBuf,
@@ -54,7 +54,7 @@ pub enum TlsError {
         mode: u32,
     },
     /// Every peer would refuse the certificate: it has expired, or the authorities did not sign it.
-    #[error("certificate `{}` is of no use: {problem}; `pacs certs` makes new ones", path.display())]
+    #[error("certificate `{}` cannot be used: {problem}; `pacs certs` makes new ones", path.display())]
     Refused {
         /// Path of the certificate.
         path: PathBuf,

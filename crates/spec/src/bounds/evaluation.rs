@@ -88,7 +88,7 @@ impl Check {
                 alone,
                 &format!("{path}.named"),
                 "set",
-                "takes the place of all other keys; expected none beside it",
+                "takes the place of all other keys; expected no other key",
                 &[],
             );
         }

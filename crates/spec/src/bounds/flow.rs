@@ -32,7 +32,7 @@ impl Check {
         // Its weights are those of the rollout engine's own log-probs.
         let weighted = weighted || spec.objective.kind == ObjectiveKind::Dppo;
         let message =
-            "expected `objective.importance` = \"truncate\" or \"mask\" beside it: what is too old has to weigh less";
+            "expected `objective.importance` = \"truncate\" or \"mask\" as well: what is too old has to weigh less";
         self.that(
             asynchrony.staleness != StalenessKind::Accept || weighted,
             "asynchrony.staleness",
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_would_stand_still_are_refused_with_the_arithmetic() {
+    fn settings_that_would_deadlock_are_refused_with_the_arithmetic() {
         for (more, expected) in [
             ("asynchrony = { max_lag = 1, slots = 64 }", None),
             ("asynchrony = { max_lag = 1, slots = 32 }", None),

@@ -1,6 +1,6 @@
 //! Chat templates rendered by a process of its own.
 //!
-//! A template is a program that somebody else wrote. Fuel bounds its instructions, but one instruction may double a text, compare
+//! A template is untrusted code. Fuel bounds its instructions, but one instruction may double a text, compare
 //! lists that hold each other 2⁶⁰ times, panic, or nest values too deep for the stack that drops them, and the parser computes
 //! constants before there is any fuel. No hook of the template library sees all of that, so the bound is the kernel's: a child process
 //! whose memory and processor time are limited, and whose end is an error of the template. It lives as long as its
@@ -40,7 +40,7 @@ const ARGUMENT: &str = "render-chat-templates";
 /// The program of this process, also when its file was replaced.
 const THIS: &str = "/proc/self/exe";
 
-/// How this program is told to render, once it has said that it can.
+/// How this program is started as a renderer, once it has declared that it can be.
 static ENTRY: OnceLock<Vec<OsString>> = OnceLock::new();
 
 /// First thing in `main` of a program that reads model folders: renders for another process if that is what this one was started
@@ -68,7 +68,7 @@ pub fn render_apart(arguments: &[&str]) {
 pub fn serve_templates() -> ExitCode {
     match limit_memory().and_then(|()| serve()) {
         Ok(()) => ExitCode::SUCCESS,
-        // Nobody reads its standard error; the parent sees the socket closed.
+        // Its standard error is not read; the parent sees the socket closed.
         Err(_) => ExitCode::FAILURE,
     }
 }
@@ -272,7 +272,7 @@ impl Renderer {
             // The socket closes when the process ends.
             BrokenPipe | ConnectionReset | UnexpectedEof => self.child.wait(),
             WouldBlock | TimedOut => return (false, format!("it takes more than {} s", PATIENCE.as_secs())),
-            _ => return (false, format!("the process that renders it answers nonsense: {error}")),
+            _ => return (false, format!("the process that renders it gave an invalid answer: {error}")),
         };
         match ended {
             Ok(status) => (is_asked_to_end(status), described(status)),
@@ -304,7 +304,7 @@ fn described(status: ExitStatus) -> String {
         Some(Signal::SIGABRT | Signal::SIGSEGV | Signal::SIGBUS) => {
             format!("it takes more than {} MiB of memory, or nests values too deep", MEMORY >> 20)
         }
-        Some(Signal::SIGKILL) => "the process that renders it was killed, perhaps for want of memory".to_owned(),
+        Some(Signal::SIGKILL) => "the process that renders it was killed, perhaps for lack of memory".to_owned(),
         _ => format!("the process that renders it ended: {status}"),
     }
 }

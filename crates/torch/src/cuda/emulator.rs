@@ -1,4 +1,4 @@
-//! Kernels on a processor: their text, compiled by the C++ compiler of the system behind a header that runs threads in
+//! Kernels on a processor: their text, compiled by the C++ compiler of the system after a header that runs threads in
 //! turn.
 #![expect(unsafe_code, reason = "what was compiled is a C library")]
 
@@ -25,7 +25,7 @@ pub(super) struct Emulator {
     /// Its threads live in globals of the library.
     running: Mutex<()>,
     backwards: AtomicBool,
-    // Behind the functions, so that it is closed after their last use.
+    // Declared after the functions, so that it is dropped after their last use.
     _library: Library,
 }
 

@@ -42,7 +42,7 @@ pub enum KernelError {
     /// A call failed.
     #[error("{call}: {message}")]
     Call {
-        /// The function.
+        /// Name of the CUDA function.
         call: String,
         /// What the library says.
         message: String,

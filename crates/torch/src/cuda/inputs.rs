@@ -39,9 +39,9 @@ const ROW_WORDS: usize = 2 + OPTION_WORDS + 1 + RUN_COLUMNS / 2;
 /// The numbers of passes of one size, as the operations of a pass take them.
 #[derive(Debug)]
 pub struct DecodePass {
-    /// `[B]` int64.
+    /// Token of each row, `[B]` int64.
     pub tokens: Tensor,
-    /// `[B]` int64.
+    /// Position of each row in its sequence, `[B]` int64.
     pub positions: Tensor,
     /// Where keys and values go.
     pub slots: DecodeSlots,
@@ -53,7 +53,7 @@ pub struct DecodePass {
 
 impl DecodeInputs {
     /// Room for up to `rows` rows of at most `row_tokens` tokens each, in a cache of `blocks`. The last block of the cache
-    /// must be nobody's.
+    /// must have no owner.
     ///
     /// # Errors
     /// When there is no memory.

@@ -42,7 +42,7 @@ pub(crate) struct Nvrtc {
 
 impl Nvrtc {
     /// Opens the NVRTC that came with libtorch, or else the one that the system finds by name. That of libtorch goes first, so
-    /// that nobody has to set LD_LIBRARY_PATH, and one that happens to be on it for other programs does no harm.
+    /// that LD_LIBRARY_PATH need not be set, and one that happens to be on it for other programs does no harm.
     pub(crate) fn open() -> Result<Self, KernelError> {
         let mut problems = Vec::new();
         for path in beside_libtorch() {

@@ -10,7 +10,7 @@ use crate::BLOCK_TOKENS;
 pub struct KernelShape {
     /// Kind of weights and cache: float32 or bfloat16.
     pub kind: Kind,
-    /// Query heads.
+    /// Query heads of a layer; a multiple of the key heads.
     pub heads: usize,
     /// Key and value heads.
     pub kv_heads: usize,

@@ -1,4 +1,4 @@
-//! What training computes beside matrix products and attention. `T` tokens, `D` width, `F` feed-forward width, `C` rows of
+//! What training computes besides matrix products and attention. `T` tokens, `D` width, `F` feed-forward width, `C` rows of
 //! logits, `V` vocabulary, `H` head.
 
 use tch::{Device, Kind, Tensor};

@@ -67,7 +67,7 @@ fn heads_are_turned_in_place_and_back() {
         kernels.rotate(&mut part, (&cos, &sin), true).expect("runs");
         assert!(difference(&all, &before) < 2.0 * tolerance(kind));
         for (start, len) in [(0, 1), (n + 1, 2)] {
-            assert!(all.narrow(1, start, len).equal(&before.narrow(1, start, len)), "the heads beside stay");
+            assert!(all.narrow(1, start, len).equal(&before.narrow(1, start, len)), "the neighbouring heads stay");
         }
     }
 }

@@ -129,7 +129,7 @@ fn attempt(work: &Work) -> Result<Tensor, GraphError> {
     })
 }
 
-/// A graph.
+/// A captured `at::cuda::CUDAGraph`, destroyed with its memory pool when it is dropped.
 #[derive(Debug)]
 pub(super) struct Recorded {
     class: Class,
@@ -145,16 +145,16 @@ impl Recorded {
         Ok(Self { class, place })
     }
 
-    /// Leaves the graph where it is for good, and says that nothing is recorded any more.
+    /// Leaks the graph, and notes that nothing can be recorded from now on.
     fn abandon(self) {
         // The filters of the allocators hold its address, and the next graph might get the same one.
         mem::forget(self);
         BROKEN.store(true, Ordering::Relaxed);
-        tracing::error!("CUDA refused to record a pass: this process records none any more");
+        tracing::error!("CUDA refused to record a pass: this process records no more passes");
     }
 
     pub(super) fn replay(&mut self) -> Result<(), GraphError> {
-        // SAFETY: the graph has recorded; what it reads and writes is held beside it.
+        // SAFETY: the graph has recorded; what it reads and writes is held next to it.
         self.call("a recorded pass", |class, graph| unsafe { (class.replay)(graph) })
     }
 
@@ -167,7 +167,7 @@ impl Recorded {
 impl Drop for Recorded {
     fn drop(&mut self) {
         let graph = self.place.as_mut_ptr().cast();
-        // SAFETY: it was made, and nobody uses it any more. What it complains of goes to standard error.
+        // SAFETY: it was made, and has no other user. What it complains of goes to standard error.
         let _ = guarded(|| unsafe { (self.class.destroy)(graph) });
     }
 }

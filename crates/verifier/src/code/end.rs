@@ -21,7 +21,7 @@ pub(crate) enum End {
         cases: usize,
         /// How many passed, where all were run.
         passed: Option<usize>,
-        /// Why.
+        /// Why the first case that failed did not pass.
         why: Why,
     },
 }

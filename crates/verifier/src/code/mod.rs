@@ -29,7 +29,7 @@ pub(crate) struct Code {
     sandboxes: Semaphore,
     /// Those that wait for work; at most as many as there are permits.
     idle: Mutex<Vec<Sandbox>>,
-    /// A verdict is remembered under everything that it depends on beside its task.
+    /// A verdict is remembered under everything that it depends on besides its task.
     version: Arc<str>,
 }
 

@@ -42,12 +42,15 @@ impl Run<'_> {
                 "the reference has cases for Python, and the verifier runs another language".to_owned(),
             ));
         }
+        // Assertions are split into the calls, which the program's process makes, and the comparison, which it does not: a program
+        // that could see `==` could make everything equal.
         let splits = match assertions.is_empty() {
             true => Splits::default(),
             false => assertions::split(sandbox, self.limits, &self.suite.setup, &assertions).await?,
         };
         let mut claims = Vec::new();
         let end = {
+            // One process for all cases: starting an interpreter costs more than most cases do.
             let mut running = sandbox.begin(&self.job(program)).await?;
             let end = self.cases(cases, &splits, &mut running, &mut claims).await?;
             running.end().await?;
@@ -92,6 +95,7 @@ impl Run<'_> {
         }
         let (mut first, mut passed) = (None, 0);
         for (index, case) in cases.iter().enumerate() {
+            // The limit of all cases is the verification's own. Without it, many cases just below their limits would outlast the lease.
             let step = match Instant::now() >= self.deadline {
                 true => Step::Failed(Why::TimedOut),
                 false => self.case(index, case, splits, running, claims).await?,
@@ -224,6 +228,7 @@ fn failure(ended: &Ended) -> Result<Option<Step>, Fault> {
             _ => {}
         }
     }
+    // How the process ended is the sandbox's observation and comes first; what the program says of it only explains an exit code.
     Ok(match ended.outcome {
         Outcome::OverTime => Some(Step::Failed(Why::TimedOut)),
         Outcome::OverOutput => Some(Step::Failed(Why::TooMuchOutput)),
@@ -240,6 +245,8 @@ fn failure(ended: &Ended) -> Result<Option<Step>, Fault> {
 
 /// The value that the program claims to have returned.
 fn value(ended: &Ended) -> Option<serde_json::Value> {
+    // The program can write such lines itself. The last one is what the interpreter writes after the call, unless the program lies,
+    // which a comparison with the expected value does not reward.
     ended.told.iter().rev().find_map(|told| match told {
         Told::Value(value) => Some(value.clone()),
         _ => None,

@@ -231,10 +231,7 @@ impl Child {
             let told = Instant::now();
             while guard::began(guard) == Some(began) {
                 if told.elapsed() > GUARD_LIMIT {
-                    tracing::warn!(
-                        program,
-                        "a verifier process does not end; it is killed with all that it has started"
-                    );
+                    tracing::warn!(program, "a verifier process does not end; it is killed with its descendants");
                     guard::kill_tree(guard);
                     let _ = kill(Pid::from_raw(guard), Signal::SIGKILL);
                     return;

@@ -1,7 +1,7 @@
 //! What a verifier program knows of the environment of the worker that starts it.
 //!
 //! Workers hold tokens, addresses and places of keys in theirs, and a program that judges what a model wrote has no use for them. So
-//! names are allowed, not forbidden: nobody can list what must not be told.
+//! names are allowed, not forbidden: what must stay secret cannot be listed.
 
 use std::ffi::{OsStr, OsString};
 

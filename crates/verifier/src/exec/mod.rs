@@ -67,6 +67,7 @@ impl Exec {
     /// Asks a child. One that is late, garbles or dies is killed with all that it has started, and the next task gets
     /// another one.
     pub(crate) async fn verify(&self, task: &Task) -> (Result<Answer, Fault>, Duration) {
+        // Taken for the whole verification, so that no more children exist than verifications that may run.
         let _permit = self.children.acquire().await.expect("the semaphore is never closed");
         let mut child = match self.child().await {
             Ok(child) => child,
@@ -100,6 +101,7 @@ impl Exec {
             }
             tracing::warn!(program = self.spec.command[0], "a verifier process ended while it had nothing to do");
         }
+        // One wait for the pool and not per child: a command that cannot start would otherwise be tried by all threads at once.
         let not_before = self.starts.lock().unwrap_or_else(PoisonError::into_inner).not_before;
         if let Some(at) = not_before {
             tokio::time::sleep_until(at).await;

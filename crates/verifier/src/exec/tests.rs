@@ -7,7 +7,7 @@ use super::*;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A shell script that says hello and then does `each` for every request, whose number is `$id`.
+/// A shell script that sends its greeting and then runs `each` for every request, whose number is `$id`.
 fn script(each: &str) -> Vec<String> {
     let script = format!(
         r#"echo '{{"pacs_verifier": 1, "version": "test 1"}}'
@@ -122,10 +122,10 @@ async fn a_late_child_is_replaced() {
 }
 
 #[tokio::test]
-async fn a_child_that_is_given_up_is_killed_with_all_that_it_started() {
+async fn an_abandoned_child_is_killed_with_its_descendants() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("pids");
-    // The child hangs in a process of its own, which must not stay behind.
+    // The child hangs in a process of its own, which must not survive.
     let exec = exec(script(&format!("sleep 1000 & echo $$ $! > {}; wait", file.display())), LIMIT, 1);
     let pids = async {
         loop {
@@ -161,7 +161,7 @@ fn is_alive(pid: &str) -> bool {
 }
 
 #[tokio::test]
-async fn a_child_that_reports_a_failure_goes_on() {
+async fn a_child_that_reports_a_failure_keeps_running() {
     let exec = exec(
         script(&format!(
             r#"case "$line" in *bad*) echo "{{\"id\": $id, \"outcome\": \"failed\", \"rule\": \"no such test\"}}";; *) {RIGHT};; esac"#

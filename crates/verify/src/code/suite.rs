@@ -61,7 +61,7 @@ impl Suite {
             return Err(format!("the cases have {} bytes, expected at most {MOST_BYTES}", text.len()));
         }
         let value: Value = serde_json::from_str(text).map_err(|error| {
-            format!("the reference is no JSON with cases ({error}); expected a list of cases or assertions, or an object with them")
+            format!("the reference is not JSON with cases ({error}); expected a list of cases or assertions, or an object with them")
         })?;
         let none = Map::new();
         let (fields, list) = match &value {
@@ -245,7 +245,7 @@ mod tests {
         for (text, expected) in [
             ("5", "the cases are no list"),
             ("[]", "there is no case"),
-            ("x", "the reference is no JSON with cases"),
+            ("x", "the reference is not JSON with cases"),
             ("{}", "has neither `cases`, nor `tests`, nor `inputs` and `outputs`"),
             (r#"["f(1)"]"#, "case 1: is a text that is no assertion"),
             (r#"[{"input": "1"}]"#, "case 1: has no `output`"),

@@ -124,10 +124,12 @@ pub(crate) fn compare(gold: &Answer, found: &Answer, budget: &mut Budget) -> Jud
         Cases, Chain, Choice, Clock, Equation, Inequality, List, Matrix, Opaque, Quantity, Ratio, Scalar, Sequence,
         Set, Text,
     };
+    // Out of budget is undecided and not different: whether the answer is wrong has not been established.
     if budget.step().is_none() {
         return Judgement::undecided();
     }
     match (gold, found) {
+        // The order of the arms is the rule: the first that fits decides, and what is special comes before what is general.
         (Scalar(gold), Scalar(found)) => scalar::compare(gold, found, budget),
         (Quantity(..), _) | (_, Quantity(..)) => quantity::compare(gold, found, budget),
         (Choice(..), _) | (_, Choice(..)) => choices(gold, found, budget),
@@ -205,6 +207,7 @@ pub(crate) fn text_key(text: &str) -> String {
             _ => {}
         }
     }
+    // The usual abbreviation for limits, which data sets use on one side and models on the other.
     if key == "dne" { "doesnotexist".to_owned() } else { key }
 }
 
@@ -285,6 +288,7 @@ fn cases(gold: &[(Answer, Answer)], found: &[(Answer, Answer)], budget: &mut Bud
     let has_same = |one: &(Answer, Answer), others: &[(Answer, Answer)], budget: &mut Budget| {
         others.iter().any(|other| compare(&one.0, &other.0, budget).equal && compare(&one.1, &other.1, budget).equal)
     };
+    // In both directions: with repeated cases, one direction alone would accept a function that leaves a case out.
     let equal = gold.len() == found.len()
         && gold.iter().all(|one| has_same(one, found, budget))
         && found.iter().all(|one| has_same(one, gold, budget));

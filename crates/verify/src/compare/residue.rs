@@ -2,7 +2,7 @@
 //!
 //! Two expressions of numbers, variables, `π`, `e` and `i`, combined by the four operations and integer
 //! powers, are equal exactly when their difference is the zero of the field of rational functions (`π` and `e`
-//! count as independent, since nobody has shown otherwise). A difference modulo the prime therefore proves
+//! count as independent, as far as is known). A difference modulo the prime therefore proves
 //! that they differ. Agreement at three points leaves a probability of about (degree / 2^61)^3 that they
 //! differ after all (Schwartz-Zippel).
 

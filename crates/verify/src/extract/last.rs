@@ -258,15 +258,16 @@ fn arithmetic_end(text: &str, start: usize) -> Option<usize> {
     if text[solid..].starts_with([')']) && last.matches('(').count() > last.matches(')').count() {
         last = &text[start..=solid];
     }
-    let behind = &text[start + last.len()..];
+    let following = &text[start + last.len()..];
     // `2nd` is not a number and `2A` is a name, but `5m²` has a unit, and `28 pct` is a percentage.
-    let word: String = behind.trim_start_matches(' ').chars().take_while(|c| c.is_alphabetic() || *c == '²').collect();
+    let word: String =
+        following.trim_start_matches(' ').chars().take_while(|c| c.is_alphabetic() || *c == '²').collect();
     if ["pct", "percent", "percentage"].contains(&word.as_str()) {
-        let spaces = behind.len() - behind.trim_start_matches(' ').len();
+        let spaces = following.len() - following.trim_start_matches(' ').len();
         return Some(start + last.len() + spaces + word.len());
     }
     let is_unit = ["m", "m²", "cm", "cm²", "km", "mm", "kg", "g", "s", "h", "min"].contains(&word.as_str());
-    let attached = behind.starts_with(|c: char| c.is_alphabetic());
+    let attached = following.starts_with(|c: char| c.is_alphabetic());
     (!attached || is_unit).then_some(start + last.len())
 }
 

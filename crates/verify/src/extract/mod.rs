@@ -71,7 +71,7 @@ fn spoken(response: &str) -> &str {
         }
     }
     match text.rfind("</think>").map(|at| &text[at + "</think>".len()..]) {
-        Some(behind) if !behind.trim().is_empty() => behind,
+        Some(following) if !following.trim().is_empty() => following,
         _ => text,
     }
 }

@@ -181,13 +181,13 @@ impl Lexer<'_> {
     /// Takes `A3` before a base: digits of which some are letters.
     fn digits_with_letters(&mut self) -> Option<String> {
         let end = self.rest.find(|c: char| !matches!(c, '0'..='9' | 'A'..='F')).unwrap_or(self.rest.len());
-        let (digits, behind) = self.rest.split_at(end);
+        let (digits, following) = self.rest.split_at(end);
         let is_mixed =
             digits.contains(|c: char| c.is_ascii_digit()) && digits.contains(|c: char| c.is_ascii_alphabetic());
-        if !is_mixed || !behind.trim_start().starts_with('_') {
+        if !is_mixed || !following.trim_start().starts_with('_') {
             return None;
         }
-        self.rest = behind;
+        self.rest = following;
         Some(digits.to_owned())
     }
 
@@ -288,10 +288,10 @@ impl Lexer<'_> {
                 let is_lines = *environment == Environment::Lines;
                 let row = if is_lines { Token::Separator(Joint::Comma) } else { Token::NextRow };
                 // Skips the extra space of `\\[2pt]`; but a matrix row may start with a bracket of its own.
-                if let Some((space, behind)) = self.rest.strip_prefix('[').and_then(|rest| rest.split_once(']'))
+                if let Some((space, following)) = self.rest.strip_prefix('[').and_then(|rest| rest.split_once(']'))
                     && space.ends_with(|c: char| c.is_ascii_alphabetic())
                 {
-                    self.rest = behind;
+                    self.rest = following;
                 }
                 self.push(row)
             }

@@ -40,11 +40,14 @@ pub(super) fn literal(rest: &mut &str, commas: Commas) -> Literal {
             *rest = &rest[bytes..];
         }
     }
-    let is_point =
-        |behind: &str| behind.starts_with(|c: char| c.is_ascii_digit()) || !repeating(&mut { behind }).is_empty();
+    let is_point = |following: &str| {
+        following.starts_with(|c: char| c.is_ascii_digit()) || !repeating(&mut { following }).is_empty()
+    };
     let points: &[&str] = if commas == Commas::Decimal { &[".", "{,}", ","] } else { &[".", "{,}"] };
-    if let Some(behind) = points.iter().find_map(|point| rest.strip_prefix(point)).filter(|behind| is_point(behind)) {
-        *rest = behind;
+    if let Some(following) =
+        points.iter().find_map(|point| rest.strip_prefix(point)).filter(|following| is_point(following))
+    {
+        *rest = following;
         literal.decimals = Some(digits(rest).to_owned());
         literal.repeating = repeating(rest);
         if let Some(period) = period(literal.decimals.as_deref().unwrap_or_default(), rest) {
@@ -57,8 +60,8 @@ pub(super) fn literal(rest: &mut &str, commas: Commas) -> Literal {
 
 fn digits<'a>(rest: &mut &'a str) -> &'a str {
     let count = rest.bytes().take_while(u8::is_ascii_digit).count();
-    let (digits, behind) = rest.split_at(count);
-    *rest = behind;
+    let (digits, following) = rest.split_at(count);
+    *rest = following;
     digits
 }
 
@@ -69,8 +72,8 @@ fn thousands(rest: &str, commas: Commas) -> Option<(&str, usize)> {
     if separator == "," && commas != Commas::Thousands {
         return None;
     }
-    let behind = &rest[separator.len()..];
-    let group = if separator.ends_with("\\!") { behind.trim_start_matches(' ') } else { behind };
+    let following = &rest[separator.len()..];
+    let group = if separator.ends_with("\\!") { following.trim_start_matches(' ') } else { following };
     let count = group.bytes().take_while(u8::is_ascii_digit).count();
     // `2 100/300` is a mixed number.
     let is_mixed = separator == " " && group[count..].trim_start().starts_with('/');
@@ -79,13 +82,13 @@ fn thousands(rest: &str, commas: Commas) -> Option<(&str, usize)> {
 
 /// Takes repeating digits: under a line (`\overline{12}`, `\bar3`), or from one dot to the other (`\dot{1}2\dot{3}`).
 fn repeating(rest: &mut &str) -> String {
-    let mut behind = *rest;
-    if let Some(digits) = marked(&mut behind, &["\\overline", "\\bar"]) {
-        *rest = behind;
+    let mut following = *rest;
+    if let Some(digits) = marked(&mut following, &["\\overline", "\\bar"]) {
+        *rest = following;
         return digits.to_owned();
     }
-    let Some(first) = marked(&mut behind, &["\\dot"]) else { return String::new() };
-    let mut after = behind;
+    let Some(first) = marked(&mut following, &["\\dot"]) else { return String::new() };
+    let mut after = following;
     let between = digits(&mut after);
     match marked(&mut after, &["\\dot"]) {
         Some(last) => {
@@ -93,7 +96,7 @@ fn repeating(rest: &mut &str) -> String {
             format!("{first}{between}{last}")
         }
         None => {
-            *rest = behind;
+            *rest = following;
             first.to_owned()
         }
     }
@@ -102,42 +105,42 @@ fn repeating(rest: &mut &str) -> String {
 /// Returns the digits of a group, or the digit, after one of the commands.
 fn marked<'a>(rest: &mut &'a str, commands: &[&str]) -> Option<&'a str> {
     let argument = commands.iter().find_map(|command| rest.strip_prefix(command))?.trim_start();
-    let (inside, behind) = match argument.strip_prefix('{') {
+    let (inside, following) = match argument.strip_prefix('{') {
         Some(inside) => inside.split_once('}')?,
         None => argument.split_at_checked(1)?,
     };
     if inside.is_empty() || !inside.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
-    *rest = behind;
+    *rest = following;
     Some(inside)
 }
 
 /// Returns the period that dots continue: in `0.333\ldots`, a digit that ends the decimals three times, or
 /// a group twice.
 fn period(decimals: &str, rest: &mut &str) -> Option<String> {
-    let behind = ["\\ldots", "\\dots", "\\cdots", "…", "..."].iter().find_map(|dots| rest.strip_prefix(dots))?;
+    let following = ["\\ldots", "\\dots", "\\cdots", "…", "..."].iter().find_map(|dots| rest.strip_prefix(dots))?;
     let period = (1..=6).find_map(|length| {
         let times = if length == 1 { 3 } else { 2 };
         let tail = decimals.get(decimals.len().checked_sub(length)?..)?;
         decimals.ends_with(&tail.repeat(times)).then_some(tail)
     })?;
-    *rest = behind;
+    *rest = following;
     Some(period.to_owned())
 }
 
 /// Takes the power of ten of `1.5e-3`; 0 without one.
 fn exponent(rest: &mut &str) -> i32 {
-    let Some(behind) = rest.strip_prefix(['e', 'E']) else { return 0 };
-    let digits = behind.strip_prefix(['-', '+']).unwrap_or(behind);
+    let Some(following) = rest.strip_prefix(['e', 'E']) else { return 0 };
+    let digits = following.strip_prefix(['-', '+']).unwrap_or(following);
     let count = digits.bytes().take_while(u8::is_ascii_digit).count();
     let ends = !digits[count..].starts_with(|c: char| c.is_ascii_alphanumeric() || c == '.');
     if !(1..=4).contains(&count) || !ends {
         return 0;
     }
-    let length = behind.len() - digits.len() + count;
-    let value = behind[..length].parse().unwrap_or(0);
-    *rest = &behind[length..];
+    let length = following.len() - digits.len() + count;
+    let value = following[..length].parse().unwrap_or(0);
+    *rest = &following[length..];
     value
 }
 

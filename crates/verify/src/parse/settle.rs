@@ -77,9 +77,9 @@ fn equation(
     declared: &mut Vec<String>,
     budget: &mut Budget,
 ) -> Result<Answer, ParseError> {
-    // Identical sides say nothing; a calculation on one side (`1 + 2 = 3`) does.
+    // Identical sides carry no information; a calculation on one side (`1 + 2 = 3`) does.
     if sides.iter().all(|side| *side == sides[0]) && !matches!(sides[0], Answer::Opaque(_)) {
-        return Err(ParseError::Syntax("an equation that says nothing"));
+        return Err(ParseError::Syntax("an equation without information"));
     }
     let mut read = Vec::with_capacity(sides.len());
     for side in sides {

@@ -29,7 +29,7 @@ fn hosts_form_a_tree() {
 }
 
 #[test]
-fn who_has_it_all_makes_room_and_is_as_good_as_the_root() {
+fn a_complete_host_frees_its_slot_and_serves_like_the_root() {
     let mut tree = tree();
     (1..=2).for_each(|worker| drop(ask(&mut tree, worker, &[])));
     tree.holds(WorkerId(1));
@@ -96,7 +96,7 @@ proptest! {
     /// After any events, every host has a source, no host fetches from itself in a circle, and no source has more
     /// receivers than it should while there are others.
     #[test]
-    fn everybody_gets_a_source_and_nobody_waits_for_itself(events in prop::collection::vec(event(), 1..120)) {
+    fn every_host_gets_a_source_and_none_waits_for_itself(events in prop::collection::vec(event(), 1..120)) {
         let mut tree = tree();
         for event in events {
             match event {

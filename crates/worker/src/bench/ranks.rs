@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranks_meet_and_a_failure_is_told() {
+    fn ranks_meet_and_a_failure_is_reported() {
         let sums = on_ranks(vec![1.0, 2.0, 4.0], |rank, mine, collective| {
             let all = collective.all_gather_f64(&[mine])?;
             Ok((rank, all.into_iter().flatten().sum::<f64>()))

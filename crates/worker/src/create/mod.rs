@@ -20,7 +20,7 @@ use crate::Failure;
     long_about = "Makes a model of random weights with a tokenizer of single characters.\n\nThe folder is a Hugging Face one \
                   (llama architecture, tied embeddings, no chat template). The tokenizer has the printable characters of ASCII \
                   and the words in which the built-in tasks ask, so that prompts are short. Such a model knows nothing: `sft` \
-                  gives it a start from which rewards can teach.",
+                  gives it a pass rate from which rewards give signal.",
     after_help = "Example, from nothing to a model that is right about one time in seven:\n  \
                   pacs-worker create models/blank\n  \
                   pacs-worker sft --model models/blank --job deploy/studies/jobs/addition.toml --out models/addition \\\n      \
@@ -59,7 +59,7 @@ fn create(arguments: &Arguments) -> Result<()> {
     if fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
         bail!("it is not empty; remove it or name another folder");
     }
-    ensure!(*heads > 0 && hidden.is_multiple_of(*heads), "`--hidden` {hidden} is no multiple of `--heads` {heads}");
+    ensure!(*heads > 0 && hidden.is_multiple_of(*heads), "`--hidden` {hidden} is not a multiple of `--heads` {heads}");
     let shape = shape(arguments);
     // Checked before anything is written, so that invalid sizes leave no files.
     let config = ModelConfig::from_json(&shape.to_string(), &out.join("config.json"))?;

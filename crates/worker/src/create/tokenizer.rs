@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_tasks_ask_is_few_tokens_and_comes_back_whole() {
+    fn questions_of_tasks_are_short_and_decode_unchanged() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         std::fs::write(folder.path().join("tokenizer.json"), file().to_string()).expect("written");
         let tokenizer = Tokenizer::read(folder.path()).expect("a tokenizer");

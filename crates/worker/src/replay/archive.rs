@@ -181,5 +181,5 @@ fn floats(row: &Row, name: &str) -> Result<Vec<f32>> {
 fn list<T>(row: &Row, name: &str, value: impl Fn(&Field) -> Option<T>) -> Result<Vec<T>> {
     let Field::ListInternal(list) = column(row, name)? else { bail!("column `{name}` is no list") };
     let values: Option<Vec<T>> = list.elements().iter().map(value).collect();
-    values.with_context(|| format!("column `{name}` holds something else than it should"))
+    values.with_context(|| format!("column `{name}` has an unexpected type"))
 }

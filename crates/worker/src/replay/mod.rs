@@ -123,7 +123,7 @@ fn of_groups(path: &Path, size: usize) -> Result<impl Iterator<Item = Result<Rec
             Ok(groups) => {
                 if !groups.is_empty() {
                     let left = groups.len();
-                    tracing::warn!(path = %path.display(), left, "the last groups are no whole step and are left out");
+                    tracing::warn!(path = %path.display(), left, "the last groups are not a complete step and are left out");
                 }
                 None
             }

@@ -48,7 +48,7 @@ impl RecordedStep {
         let mut seen = HashSet::new();
         for RecordedGroup { group, prompt_tokens, samples } in &self.groups {
             let place = format!("step {}, group {group}", self.number);
-            ensure!(seen.insert(group), "{place}: its rows do not stand together");
+            ensure!(seen.insert(group), "{place}: its rows are not consecutive");
             ensure!(!prompt_tokens.is_empty(), "{place}: the prompt has no tokens");
             for sample in samples {
                 let (tokens, logprobs) = (sample.tokens.len(), sample.logprobs.len());

@@ -204,7 +204,7 @@ fn folder(arguments: &Arguments) -> Result<PathBuf> {
     match (&arguments.model, &arguments.shape, &arguments.tokenizer) {
         (Some(model), _, _) => Ok(model.clone()),
         (None, Some(shape), Some(tokenizer)) => {
-            // Checked before anything is written, so that an invalid file leaves nothing behind.
+            // Checked before anything is written, so that an invalid file leaves no output.
             ModelConfig::read_file(shape)?;
             pacs_model::prepare_folder(shape, tokenizer, &arguments.out)?;
             Ok(arguments.out.clone())

@@ -32,7 +32,7 @@ impl Writer {
         for (i, _) in messages.iter().enumerate().filter(|(_, message)| message.role == ASSISTANT) {
             let (context, whole) = (self.prompter.asking(&messages[..i])?, self.prompter.answered(&messages[..=i])?);
             let Some(answer) = whole.strip_prefix(&context) else {
-                bail!("the chat template does not write answer {i} behind the prompt that asks for it");
+                bail!("the chat template does not write answer {i} after the prompt that asks for it");
             };
             match context.strip_prefix(&written) {
                 Some(next) if !text.tokens.is_empty() => {
@@ -132,7 +132,7 @@ mod tests {
     }
     /// A model is tuned on exactly the tokens that a rollout starts from, for any question and template.
     #[test]
-    fn what_is_in_front_of_an_answer_is_what_rollouts_are_asked() {
+    fn sft_prompts_are_those_of_rollouts() {
         let plain = tempfile::tempdir().expect("a temporary folder");
         for name in ["config.json", "tokenizer.json"] {
             std::fs::copy(golden("qwen2-tied").join(name), plain.path().join(name)).expect("copied");

@@ -42,7 +42,7 @@ struct Pair {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let Some(input) = &arguments.input else {
-        bail!("grade anything: pass `--input FILE`, JSON lines with `gold` and `pred` (see `--help`)");
+        bail!("grade answers: pass `--input FILE`, JSON lines with `gold` and `pred` (see `--help`)");
     };
     if !(0.01..=600.0).contains(&arguments.seconds) {
         bail!("measure for {} seconds: `--seconds` must be between 0.01 and 600", arguments.seconds);

@@ -244,7 +244,7 @@ fn samples(frame: &mut Frame<'_>, screen: &Screen, area: Rect) {
 }
 
 fn events(frame: &mut Frame<'_>, screen: &Screen, area: Rect) {
-    // The newest event goes on top.
+    // The newest event is on top.
     let lines: Vec<Line<'static>> =
         screen.events.iter().rev().skip(screen.scroll).map(|event| Line::from(event.clone())).collect();
     let share = screen.status.metrics.get("pass_rate").copied().map(percent);

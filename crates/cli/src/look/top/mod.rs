@@ -41,7 +41,7 @@ const KEYS: usize = 32;
 Examples:
   pacs top                              the run on this machine
   pacs top runs/demo                    the run in that folder
-  pacs top | tee run.log                a line for each event, for as long as the run goes on
+  pacs top | tee run.log                a line for each event, while the run is live
   pacs top --json | jq -c .             the same for scripts
 
 Keys: o overview, w workers, s samples, e events, arrows and page keys to scroll, q to leave. Nothing here changes the run.")]

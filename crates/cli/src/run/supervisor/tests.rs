@@ -25,7 +25,7 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 #[test]
-fn a_dead_worker_is_started_again() {
+fn a_dead_worker_is_restarted() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let marker = dir.path().join("second");
     let second =
@@ -65,7 +65,7 @@ fn a_wrong_configuration_is_given_up_with_the_last_lines() {
 }
 
 #[test]
-fn a_program_that_is_not_there_is_given_up() {
+fn a_missing_program_is_given_up() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     runtime().block_on(async {
         let command = WorkerCommand { program: "/no/such/program".into(), ..script("w", "") };
@@ -94,7 +94,7 @@ fn workers_that_ignore_sigterm_are_killed() {
 }
 
 #[test]
-fn dismissed_workers_are_not_started_again() {
+fn dismissed_workers_are_not_restarted() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     runtime().block_on(async {
         let supervisor = Supervisor::start(vec![script("w", "echo once")], dir.path());

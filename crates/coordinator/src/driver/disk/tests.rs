@@ -183,7 +183,7 @@ async fn a_run_waits_for_a_slow_disk_where_it_says_and_loses_nothing() {
     assert!(matches!(end, RunEnd::Finished { step: STEPS, .. }), "{end:?}");
     workers.iter().for_each(|worker| worker.abort());
     let most = tokio::time::timeout(PATIENCE, watching).await.expect("the last step was seen").unwrap();
-    // A step was held back, and the disk was never more than the bound behind.
+    // A step was held back, and the disk never lagged by more than the bound.
     assert_eq!(most, MOST_WAITING);
     let run_dir = folder.path().join("run");
     let lines = std::fs::read_to_string(run_dir.join("metrics.jsonl")).unwrap();

@@ -86,7 +86,7 @@ proptest! {
 
     /// Work is never left while a call waits that could take it, whichever calls were woken in vain or broke.
     #[test]
-    fn no_work_is_left_while_somebody_waits_for_it(acts in prop::collection::vec(act(), 1..60)) {
+    fn no_work_is_left_while_a_worker_waits(acts in prop::collection::vec(act(), 1..60)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let (work, waiters) = (Shared::default(), Waiters::default());
@@ -136,7 +136,7 @@ async fn new_work_wakes_no_more_calls_than_there_are_pieces() {
 }
 
 #[tokio::test]
-async fn a_call_that_cannot_take_it_keeps_its_place_and_lets_the_next_one_try() {
+async fn a_call_that_cannot_take_it_keeps_its_place_and_passes_the_turn() {
     let (work, waiters) = (Shared::default(), Waiters::default());
     let picky = call(&work, &waiters, 0, false);
     let others: Vec<_> = (1..4).map(|id| call(&work, &waiters, id, true)).collect();

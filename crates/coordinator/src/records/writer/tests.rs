@@ -98,7 +98,7 @@ fn found(run_dir: &Path) -> (Option<u64>, Vec<u64>, Option<u64>) {
 }
 
 #[test]
-fn a_crash_at_the_border_of_any_job_leaves_nothing_that_was_overtaken() {
+fn a_crash_between_any_two_jobs_leaves_nothing_superseded() {
     const STEPS: u64 = 4;
     // Each step is archived, written, snapshotted and saved. Step 3 is undone before it is made again.
     for survived in 0..=5 * STEPS as usize {
@@ -138,7 +138,7 @@ fn a_crash_at_the_border_of_any_job_leaves_nothing_that_was_overtaken() {
 }
 
 #[test]
-fn one_that_is_dropped_does_the_job_at_hand_and_no_other() {
+fn a_dropped_queue_finishes_the_current_job_and_no_other() {
     let run_dir = folder();
     let mut open = open(run_dir.path(), Duration::from_millis(20));
     for step in 1..=50 {
@@ -153,7 +153,7 @@ fn one_that_is_dropped_does_the_job_at_hand_and_no_other() {
 }
 
 #[test]
-fn a_folder_that_takes_long_to_remove_holds_no_commit_up() {
+fn a_slow_removal_delays_no_commit() {
     let run_dir = folder();
     let abandoned = run_dir.path().join("checkpoints/.unfinished-000001-7");
     fs::create_dir_all(&abandoned).unwrap();
@@ -216,7 +216,7 @@ fn a_fenced_coordinator_writes_nothing_more() {
 }
 
 #[test]
-fn lines_that_cannot_be_written_end_the_thread_and_samples_do_not() {
+fn unwritable_lines_end_the_thread_and_unwritable_samples_do_not() {
     let run_dir = folder();
     let mut open = open(run_dir.path(), Duration::ZERO);
     fs::remove_dir_all(run_dir.path().join("samples")).unwrap();
@@ -236,7 +236,7 @@ fn lines_that_cannot_be_written_end_the_thread_and_samples_do_not() {
 }
 
 #[test]
-fn the_best_are_known_without_a_look_at_the_file() {
+fn the_best_steps_are_known_without_reading_the_file() {
     let run_dir = folder();
     let mut open = open(run_dir.path(), Duration::ZERO);
     let scored = |step, score| {

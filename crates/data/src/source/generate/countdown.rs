@@ -8,7 +8,7 @@ use pacs_spec::GeneratorSpec;
 
 use super::{Generated, Ways, joined, operand};
 
-/// Largest target.
+/// Largest target: three digits, so that a model has to combine numbers instead of copying one.
 const MOST_TARGET: u64 = 999;
 
 pub(super) fn ways(generator: &GeneratorSpec) -> Ways {

@@ -1,7 +1,7 @@
-//! A program in words: it reads integers, changes them in a few steps, and prints what the last step makes of them. Harder with more steps.
+//! A program described in English: it reads integers, changes them in a few steps, and prints what the last step makes of them. Harder with more steps.
 //!
 //! The reference answer is the cases that the verifier `code` runs, and the response a program that is right. What a step does is said
-//! three times, in words, in Python and in Rust, and the cases come from the last.
+//! three times, in English, in Python and in Rust, and the cases come from the last.
 
 use pacs_order::Numbers;
 use pacs_spec::GeneratorSpec;

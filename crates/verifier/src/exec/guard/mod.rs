@@ -247,7 +247,7 @@ fn start(guarded: &Guarded, command: &[OsString]) -> io::Result<ExitCode> {
         (Resource::RLIMIT_NOFILE, open_files),
         (Resource::RLIMIT_NPROC, processes),
     ] {
-        // Nobody can have more than the one who starts it.
+        // A child cannot have more than the process that starts it.
         let (_, most) = getrlimit(resource)?;
         let limit = limit.unwrap_or(RLIM_INFINITY).min(most);
         setrlimit(resource, limit, limit)?;

@@ -18,7 +18,7 @@ pub(in super::super) fn began(pid: i32) -> Option<u64> {
 /// Kills what the process has started, and what that has; not the process itself. How many are found.
 pub(in super::super) fn kill_tree(root: i32) -> usize {
     let mut found = BTreeSet::new();
-    // Stopped first: one that runs could start another one behind our back.
+    // Stopped first: a running one could start another unnoticed.
     for _ in 0..PASSES {
         let new: Vec<i32> = descendants(root).into_iter().filter(|pid| !found.contains(pid)).collect();
         if new.is_empty() {
