@@ -216,8 +216,9 @@ impl<'a> Cluster<'a> {
     /// Processor time that is left for samples when all members beat.
     fn capacity(&self) -> f64 {
         let members = f64::from(self.gpus);
-        // As `heartbeat_interval` of the worker service has it.
-        let interval = (members / 4000.0).clamp(1.0, 2.0);
+        // As `interval_for` of the worker service has it with a timeout of 10 s; a worker waits for nine tenths of it on
+        // average.
+        let interval = 0.9 * (members / 2000.0).clamp(1.0, 2.5);
         let heartbeats = members / interval * self.arguments.heartbeat_us / 1e6;
         self.arguments.processors - heartbeats
     }

@@ -96,6 +96,11 @@ impl Machine {
         if is_unsaved && !is_last && (is_due || self.checkpoint_wanted) {
             return save(false, self.options.background_saves);
         }
+        // A trial is undone, which costs nothing but its own step if the steps before it are saved. A save that has failed
+        // is not tried again for it.
+        if is_unsaved && self.trials.are_due_at(step + 1) && (!is_tried || self.writing.is_some()) {
+            return save(false, false);
+        }
         if self.options.due_sets(step).next().is_some() && !self.evaluated.contains(&step) {
             return Next::Evaluate;
         }
@@ -164,7 +169,10 @@ impl Machine {
         let groups = self.options.prompts_per_step as usize;
         while matches!(self.phase, Phase::Sampling) && !self.paused && self.pool.complete() >= groups {
             match decide(self.terms(), self.candidates()) {
-                Decision::Train(batch) => return self.begin_training(&batch),
+                Decision::Train(batch) => {
+                    let is_trial = self.is_trial(&batch);
+                    return self.begin_training(&batch, is_trial);
+                }
                 Decision::TooFew | Decision::WaitFor(_) => return,
                 Decision::Evict(stale) => {
                     let version = self.policy_version();
@@ -186,6 +194,12 @@ impl Machine {
         candidates
     }
 
+    /// Whether the search for a group at fault has changed what is in the next batch.
+    fn is_trial(&self, batch: &[GroupId]) -> bool {
+        !self.held_groups().is_empty()
+            && !matches!(decide(self.terms(), self.pool.candidates()), Decision::Train(natural) if natural == batch)
+    }
+
     pub(crate) fn terms(&self) -> Terms {
         Terms {
             version: self.position.step,
@@ -195,7 +209,7 @@ impl Machine {
         }
     }
 
-    fn begin_training(&mut self, batch: &[GroupId]) {
+    fn begin_training(&mut self, batch: &[GroupId], is_trial: bool) {
         let groups = self.pool.take(batch);
         if let Some(reason) = self.collapse(groups.values()) {
             self.pool.put_back(groups);
@@ -219,7 +233,7 @@ impl Machine {
         let trained = groups.keys().filter(|group| !left_out.contains(group)).copied().collect();
         let (task, ranks) = (self.new_task(TaskKind::Train { step }), self.team_size());
         let ranks = u32::try_from(ranks).expect("a generation has at most as many ranks as the job spec says, a u32");
-        self.enter(Phase::Training(Training { task, groups, left_out: left_out.clone() }));
+        self.enter(Phase::Training(Training { task, groups, left_out: left_out.clone(), is_trial }));
         self.effects.push(Effect::Train { step, groups: trained, left_out, ranks, lag });
         self.fill();
     }

@@ -86,7 +86,8 @@ pub enum Effect {
     Rewound {
         /// The step that the job is back at.
         step: u64,
-        /// Groups to forget: those of undone steps, and those with tokens from undone weights.
+        /// Groups to forget: those of undone steps, those with tokens from undone weights, and those that were drawn
+        /// before their turn.
         forgotten: Vec<GroupId>,
     },
     /// A new generation of learners has formed.

@@ -294,6 +294,12 @@ impl Machine {
         if self.position.step > step {
             forgotten.extend(self.pool.forget_newer(pacs_types::WeightVersion(step)));
         }
+        // Groups that have filled up the batch of a trial are drawn again when it is their turn, by what the curriculum
+        // knows then. With lag, they are kept: they may be trained on as they are.
+        if self.options.max_lag == 0 {
+            let most = (self.options.slots as usize).saturating_add(self.held_groups().len());
+            forgotten.extend(self.pool.forget_beyond(most));
+        }
         let undone = std::mem::replace(&mut self.position, restart);
         // A rewind undoes training only. What was counted, quarantined or set by operators stays.
         self.position.counters = undone.counters;

@@ -183,6 +183,9 @@ pub(crate) struct Training {
     pub(crate) groups: BTreeMap<GroupId, Group>,
     /// Groups of the step that the learner does not receive.
     pub(crate) left_out: Vec<GroupId>,
+    /// Whether the search for a group at fault has chosen these groups, in place of those whose turn it was.
+    #[serde(default)]
+    pub(crate) is_trial: bool,
 }
 
 /// One evaluation of the policy.

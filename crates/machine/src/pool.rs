@@ -553,6 +553,15 @@ impl Pool {
         newer
     }
 
+    /// Removes the groups that were drawn last, until `most` are left. Returns their ids.
+    pub(crate) fn forget_beyond(&mut self, most: usize) -> Vec<GroupId> {
+        let last: Vec<GroupId> = self.groups.keys().skip(most).copied().collect();
+        for id in &last {
+            self.remove(*id);
+        }
+        last
+    }
+
     pub(crate) fn depths(&self) -> QueueDepths {
         QueueDepths {
             groups_waiting: self.waiting.len(),

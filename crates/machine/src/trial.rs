@@ -8,10 +8,13 @@
 //! with it as the only suspect, the next one succeeds without it, and another one fails with it. If the batch without
 //! it fails as well, the data is not the cause.
 //!
-//! A search takes at most log2(suspects) + 5 batches. A trial's step is undone when that costs only the step itself (no
-//! step was done since the checkpoint). That way the resting groups keep their samples, which would have exceeded the
-//! lag bound, and with them the evidence. Rejected: having the learner report which sequence it fails on, because a
-//! killed one reports nothing.
+//! A search takes at most log2(suspects) + 5 batches. The step of a trial is undone, whatever its result: the resting
+//! groups keep their samples, which would have exceeded the lag bound, and a search that finds nobody leaves no trace,
+//! because the step is then made of the groups whose turn it was. To undo one step and no other, a checkpoint is written
+//! before the first trial; only if that fails, or a trial has come to another step (possible with lag), the step counts.
+//! Rejected: letting trials count, because two deaths of a preempted learner in one step would then change which groups
+//! are in all later batches; and having the learner report which sequence it fails on, because a killed one reports
+//! nothing.
 
 use std::collections::BTreeSet;
 
@@ -34,6 +37,9 @@ pub(crate) struct Trials {
     suspects: BTreeSet<GroupId>,
     /// Former suspects, which rest until the search is over, because there may be two pills.
     resting: BTreeSet<GroupId>,
+    /// The step that the last failed batch was for.
+    #[serde(default)]
+    step: u64,
     failures: u32,
     batches: u32,
     /// Number of failed batches in which the last suspect was the only one.
@@ -83,23 +89,29 @@ impl Trials {
         self.failures >= TRIED_AFTER
     }
 
+    /// Whether a trial is to be expected at `step`, which is where batches with the suspects have failed.
+    pub(crate) fn are_due_at(&self, step: u64) -> bool {
+        self.is_on() && self.step == step
+    }
+
     /// Whether the next batch is the control without the last suspect.
     fn is_to_be_controlled(&self) -> bool {
         self.alone > 0 && !self.is_controlled
     }
 
     /// Records a failed batch. `again` says that the error is permanent, so the same batch would fail again.
-    fn failed(&mut self, batch: &BTreeSet<GroupId>, why: &str, again: bool) -> Found {
+    fn failed(&mut self, step: u64, batch: &BTreeSet<GroupId>, why: &str, again: bool) -> Found {
         let tried: BTreeSet<GroupId> = self.suspects.intersection(batch).copied().collect();
         let was_on = self.is_on();
         self.batches += 1;
         // Without a suspect in the batch, none of them is the cause: the search starts over with this batch.
         if tried.is_empty() || self.batches > MOST_BATCHES {
             let failures = if again { TRIED_AFTER } else { 1 };
-            *self = Self { suspects: batch.clone(), failures, why: why.to_owned(), ..Self::default() };
+            *self = Self { suspects: batch.clone(), step, failures, why: why.to_owned(), ..Self::default() };
             return if was_on { Found::NotTheData } else { Found::Suspects };
         }
         why.clone_into(&mut self.why);
+        self.step = step;
         self.failures += 1;
         // The other half is not cleared: it may contain a second pill.
         self.resting.extend(self.suspects.difference(&tried));
@@ -146,7 +158,7 @@ impl Machine {
     /// Records that the step in training has failed; `None` if there is none.
     pub(crate) fn training_failed(&mut self, why: &str, again: bool) -> Option<Found> {
         let batch = self.trained_groups()?;
-        let found = self.trials.failed(&batch, why, again);
+        let found = self.trials.failed(self.position.step + 1, &batch, why, again);
         if self.trials.is_on() {
             self.note_crowd();
         }
@@ -156,18 +168,16 @@ impl Machine {
         Some(found)
     }
 
-    /// Records that the step in training succeeded. Returns whether it counts: a trial's step may be undone.
+    /// Records that the step in training succeeded. Returns whether it counts: that of a trial is undone, unless other
+    /// steps would have to be made again with it.
     pub(crate) fn training_succeeded(&mut self) -> bool {
         let batch = self.trained_groups().unwrap_or_default();
-        match self.trials.made(&batch) {
-            Cleared::Nothing => {}
-            Cleared::Some => {
-                self.effects.push(Effect::Narrowed(self.describe_search()));
-                let costs_nothing = self.position.step == self.restart.step && self.writing.is_none();
-                return !costs_nothing;
-            }
+        if self.trials.made(&batch) == Cleared::Some {
+            self.effects.push(Effect::Narrowed(self.describe_search()));
         }
-        true
+        let is_trial = self.phase.training().is_some_and(|training| training.is_trial);
+        let costs_nothing = self.position.step == self.restart.step && self.writing.is_none();
+        !(is_trial && costs_nothing)
     }
 
     /// Restarts groups that would exceed the lag bound: those that rested, and others that waited for them. While
@@ -194,7 +204,7 @@ impl Machine {
         self.crowded_until = self.position.step + u64::from(self.options.max_lag) + 2;
     }
 
-    /// Undoes the step of a trial, because the resting groups belong to the weights before it.
+    /// Undoes the step of a trial: the next batch is another trial, or has the groups whose turn it was.
     pub(crate) fn undo_trial(&mut self) {
         (self.team, self.weights) = (None, None);
         "a step was tried out that does not count".clone_into(&mut self.regroup_reason);
@@ -414,15 +424,69 @@ mod tests {
     }
 
     #[test]
+    fn a_search_that_finds_nobody_leaves_every_step_its_groups() {
+        let both = |sample: pacs_types::SampleId| if sample.index == 0 { Outcome::Correct } else { Outcome::Wrong };
+        let (mut searches, mut undone) = (0, 0);
+        for seed in 0..100u64 {
+            let mut run = Run::sampling(Options { max_lost_generations: 1000, checkpoint_every_steps: 3, ..eight() });
+            let (mut made, mut batch) = (Vec::new(), Vec::new());
+            for round in 0..1000u64 {
+                if run.machine.ended().is_some() {
+                    break;
+                }
+                run.generate_all();
+                run.verify_all(both);
+                let (worker, step) = (run.learners[0], run.machine.position().step);
+                let mut effects = Vec::new();
+                match run.machine.status(run.now).phase {
+                    PhaseKind::Training => {
+                        batch = run.machine.training().expect("a step is in training").1;
+                        // One batch in three fails, whatever it contains.
+                        if pacs_types::mix(seed ^ pacs_types::mix(round)).is_multiple_of(3) {
+                            (run.learners[0], effects) = run.register(Role::Learner, "learner-0");
+                        } else {
+                            effects = run.train();
+                        }
+                    }
+                    PhaseKind::Saving => {
+                        run.save();
+                        run.step(Event::CheckpointCommitted { step });
+                    }
+                    PhaseKind::Preparing => drop(run.prepare()),
+                    _ => {}
+                }
+                for effect in effects {
+                    match effect {
+                        Effect::StepDone { step } => {
+                            made.truncate(step as usize - 1);
+                            made.push(batch.iter().map(|group| group.0).collect::<Vec<_>>());
+                        }
+                        Effect::Narrowed(_) => searches += 1,
+                        _ => {}
+                    }
+                }
+                undone += u64::from(run.machine.regroup_reason.contains("does not count"));
+                run.step(Event::JoinGeneration { worker });
+                run.step(Event::JoinGeneration { worker: run.learners[0] });
+            }
+            if run.machine.status(run.now).set_aside.is_empty() {
+                let expected: Vec<Vec<u64>> = (0..6).map(|step| (8 * step..8 * step + 8).collect()).collect();
+                assert_eq!(made, expected, "seed {seed}");
+            }
+        }
+        assert!(searches > 100 && undone > 100, "{searches} searches, {undone} rounds after an undone trial");
+    }
+
+    #[test]
     fn a_failure_says_nothing_alone() {
         let groups: BTreeSet<GroupId> = (0..8).map(GroupId).collect();
         let mut trials = Trials::default();
-        assert_eq!(trials.failed(&groups, "x", false), Found::Suspects);
+        assert_eq!(trials.failed(1, &groups, "x", false), Found::Suspects);
         assert_eq!(trials.held().count(), 0);
         assert_eq!(trials.made(&groups), Cleared::Nothing);
         assert_eq!(trials, Trials::default());
         // A permanent error starts the trials at once.
-        assert_eq!(trials.failed(&groups, "x", true), Found::Suspects);
+        assert_eq!(trials.failed(1, &groups, "x", true), Found::Suspects);
         assert!(trials.held().eq((4..8).map(GroupId)));
     }
 

@@ -22,6 +22,13 @@ const HEARTBEAT_DEADLINE: Duration = Duration::from_secs(5);
 /// Deadline of one registration.
 const REGISTER_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Longest wait after a heartbeat that got no answer, however long the interval is.
+const MISSED_AGAIN: Duration = Duration::from_secs(1);
+
+/// Share of the interval that a worker waits at least; the rest is random, so that workers which have joined together do
+/// not send their heartbeats together.
+const SHORTEST_SHARE: f64 = 0.8;
+
 /// Silence of the coordinator that is logged.
 const SILENCE_TOLD: Duration = Duration::from_secs(5);
 
@@ -312,7 +319,7 @@ impl Membership {
             client,
             worker,
             name: identity.name.clone(),
-            interval: Duration::from_millis(u64::from(answer.heartbeat_interval_ms.max(10))),
+            interval: interval(answer.heartbeat_interval_ms),
             activity: activity.clone(),
             ending: is_ending,
             shutdown: shutdown.clone(),
@@ -527,23 +534,27 @@ struct Heart {
     client: WorkerServiceClient<RunChannel>,
     worker: WorkerId,
     name: String,
+    /// Longest wait until the next heartbeat, as the coordinator has said last.
     interval: Duration,
     activity: Activity,
     ending: watch::Receiver<bool>,
     shutdown: Shutdown,
 }
 
+/// The interval that a coordinator names. One that asks for more than a hundred heartbeats a second is not obeyed.
+fn interval(milliseconds: u32) -> Duration {
+    Duration::from_millis(u64::from(milliseconds.max(10))).min(LONGEST_HOLD)
+}
+
 impl Heart {
     /// Sends heartbeats until the membership ends; `None` if it was dropped.
     async fn beat(mut self) -> Option<End> {
-        let mut ticker = tokio::time::interval(self.interval);
-        // After a delay, a burst of heartbeats would tell the coordinator nothing new.
-        ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut wait = Duration::ZERO;
         let mut silence = Silence { heard: Instant::now(), missed: 0, told: false };
         let mut log_level = v1::LogLevel::Unspecified;
         loop {
             tokio::select! {
-                _ = ticker.tick() => {}
+                () = tokio::time::sleep(wait) => {}
                 // The sender is dropped with the membership, which ends this task.
                 changed = self.ending.changed() => if changed.is_err() { return None },
             }
@@ -552,11 +563,18 @@ impl Heart {
                 activity: self.activity.text.borrow().clone(),
                 ending: *self.ending.borrow_and_update(),
             };
+            let sent = tokio::time::Instant::now();
             let reply = tokio::time::timeout(HEARTBEAT_DEADLINE, self.client.heartbeat(request)).await;
+            // The interval is from one heartbeat to the next, not from an answer.
+            let until = |interval: Duration| interval.mul_f64(share()).saturating_sub(sent.elapsed());
             let problem = match reply {
                 Ok(Ok(reply)) => {
                     silence.is_over();
                     let reply = reply.into_inner();
+                    if reply.heartbeat_interval_ms > 0 {
+                        self.interval = interval(reply.heartbeat_interval_ms);
+                    }
+                    wait = until(self.interval);
                     if reply.log_level() != log_level {
                         log_level = reply.log_level();
                         apply_log_level(log_level);
@@ -577,6 +595,9 @@ impl Heart {
             if let Some(lost) = silence.goes_on(&problem) {
                 return Some(lost);
             }
+            // Never at once: a coordinator that refuses heartbeats must not be asked without a pause.
+            let again = self.interval.min(MISSED_AGAIN);
+            wait = until(again).max(again / 2);
         }
     }
 
@@ -607,6 +628,11 @@ impl Heart {
             }
         })
     }
+}
+
+/// A random share of the interval to wait for.
+fn share() -> f64 {
+    SHORTEST_SHARE + (1.0 - SHORTEST_SHARE) * fastrand::f64()
 }
 
 /// Tracks the silence of the coordinator.

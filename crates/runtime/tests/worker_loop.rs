@@ -25,12 +25,19 @@ const OTHER: &str = "ffffffffffffffffffffffffffffffff";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a coordinator answers, in order; after the end it takes every worker and has nothing against it.
-#[derive(Default)]
 struct Script {
     registers: VecDeque<Status>,
     /// Refuses every registration.
     never: Option<Status>,
     heartbeats: VecDeque<Result<v1::Directive, Status>>,
+    /// Milliseconds until the first heartbeat, and until each other one.
+    intervals: (u32, u32),
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Self { registers: VecDeque::new(), never: None, heartbeats: VecDeque::new(), intervals: (10, 0) }
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -85,7 +92,7 @@ impl WorkerService for Coordinator {
         self.heard.send_modify(|heard| heard.registrations.push(request.into_inner()));
         Ok(Response::new(v1::RegisterResponse {
             worker_id: self.heard.borrow().registrations.len() as u64,
-            heartbeat_interval_ms: 10,
+            heartbeat_interval_ms: self.script.lock().unwrap().intervals.0,
             run_id: self.run.into(),
             ..v1::RegisterResponse::default()
         }))
@@ -95,7 +102,8 @@ impl WorkerService for Coordinator {
         self.heard.send_modify(|heard| heard.heartbeats += 1);
         let scripted = self.script.lock().unwrap().heartbeats.pop_front();
         let directive = scripted.unwrap_or(Ok(v1::Directive::Continue))?;
-        Ok(Response::new(v1::HeartbeatResponse { directive: directive.into(), log_level: 0 }))
+        let heartbeat_interval_ms = self.script.lock().unwrap().intervals.1;
+        Ok(Response::new(v1::HeartbeatResponse { directive: directive.into(), log_level: 0, heartbeat_interval_ms }))
     }
 
     async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
@@ -156,6 +164,29 @@ async fn a_lost_registration_is_followed_by_another_and_a_dismissal_by_the_end()
     assert_eq!(heard.registrations[0].run_id, "", "nobody had said it");
     assert_eq!(heard.registrations[1].run_id, OURS, "the first registration did");
     assert_eq!(link.run_id.get(), Some(OURS));
+}
+
+#[tokio::test]
+async fn each_answer_says_how_long_the_next_heartbeat_may_take() {
+    // Without the answers' interval, the second heartbeat would come after minutes.
+    let (address, coordinator) =
+        Coordinator::start(OURS, Script { intervals: (600_000, 10), ..Script::default() }).await;
+    let (link, mut role, shutdown) = (link(address, OURS), Idle::default(), Shutdown::new());
+    let (exit, ()) = tokio::join!(run(&link, &mut role, &shutdown), async {
+        coordinator.wait_for("heartbeats", |heard| heard.heartbeats > 3).await;
+        coordinator.say(Ok(v1::Directive::Leave));
+    });
+    assert_eq!((exit.unwrap(), role.served), (Exit::Done, 1));
+}
+
+#[tokio::test]
+async fn a_heartbeat_that_was_lost_is_sent_again_soon() {
+    let script = Script { intervals: (600_000, 0), ..Script::default() };
+    let (address, coordinator) = Coordinator::start(OURS, script).await;
+    (0..2).for_each(|_| coordinator.say(Err(Status::unavailable("not now"))));
+    coordinator.say(Ok(v1::Directive::Leave));
+    let (link, mut role, shutdown) = (link(address, OURS), Idle::default(), Shutdown::new());
+    assert_eq!(run(&link, &mut role, &shutdown).await.unwrap(), Exit::Done);
 }
 
 #[tokio::test]

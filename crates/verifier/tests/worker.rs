@@ -103,7 +103,7 @@ impl WorkerService for Coordinator {
     ) -> Result<Response<v1::HeartbeatResponse>, Status> {
         self.hear(|heard| heard.activities.push(request.into_inner().activity));
         let directive = self.script(|script| script.heartbeats.pop_front()).unwrap_or(Ok(v1::Directive::Continue))?;
-        Ok(Response::new(v1::HeartbeatResponse { directive: directive.into(), log_level: 0 }))
+        Ok(Response::new(v1::HeartbeatResponse { directive: directive.into(), ..Default::default() }))
     }
 
     async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {

@@ -69,7 +69,7 @@ impl WorkerService for Services {
                 worker_id: worker.0,
                 job_spec: driver.job_toml.clone(),
                 run_dir: driver.run_dir.display().to_string(),
-                heartbeat_interval_ms: u32::try_from(heartbeat_interval(driver, role).as_millis()).unwrap_or(u32::MAX),
+                heartbeat_interval_ms: heartbeat_interval_ms(driver, role),
                 run_id,
             })
         };
@@ -83,16 +83,21 @@ impl WorkerService for Services {
         let certified = certified(&request);
         let v1::HeartbeatRequest { worker_id, activity, ending } = request.into_inner();
         let mut driver = self.0.lock()?;
-        must_be(certified, driver.machine.worker_role(WorkerId(worker_id)))?;
+        let role = driver.machine.worker_role(WorkerId(worker_id));
+        must_be(certified, role)?;
         if ending {
             driver.call(Event::Ending { worker: WorkerId(worker_id) })?;
         }
         let event = Event::Heartbeat { worker: WorkerId(worker_id), activity: sentence(activity) };
         let Reply::Directive(directive) = driver.call(event)? else { return Err(wrong_answer()) };
         let log_level = driver.machine.position().log_level;
+        let heartbeat_interval_ms = role.map_or(0, |role| heartbeat_interval_ms(&driver, role));
+        let is_stopped = driver.machine.ended() == Some(&End::Stopped);
+        // The answer is built without the lock.
+        drop(driver);
         let directive = match directive {
             Directive::Continue => v1::Directive::Continue,
-            Directive::Leave if driver.machine.ended() == Some(&End::Stopped) => v1::Directive::LeaveForNow,
+            Directive::Leave if is_stopped => v1::Directive::LeaveForNow,
             Directive::Leave => v1::Directive::Leave,
             Directive::LeaveForNow => v1::Directive::LeaveForNow,
             Directive::Register => v1::Directive::Register,
@@ -107,7 +112,8 @@ impl WorkerService for Services {
             Some(LogLevel::Debug) => v1::LogLevel::Debug,
             Some(LogLevel::Trace) => v1::LogLevel::Trace,
         };
-        Ok(Response::new(v1::HeartbeatResponse { directive: directive.into(), log_level: log_level.into() }))
+        let (directive, log_level) = (directive.into(), log_level.into());
+        Ok(Response::new(v1::HeartbeatResponse { directive, log_level, heartbeat_interval_ms }))
     }
 
     async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
@@ -125,20 +131,30 @@ impl WorkerService for Services {
     }
 }
 
-/// Heartbeats per second that a coordinator should receive at most: each takes some 0.1 ms of a processor.
-const MOST_HEARTBEATS: f64 = 4000.0;
+/// Heartbeats per second that a coordinator asks for: each takes it some 70 µs of a processor.
+const MOST_HEARTBEATS: f64 = 2000.0;
+/// Heartbeats within the timeout, however many members there are: three in a row may be lost.
+const HEARTBEATS_PER_TIMEOUT: u32 = 4;
 
-/// Heartbeat interval for a worker that registers now. With thousands of members the interval grows, so that heartbeats
-/// leave processors for other work, but a single lost heartbeat must not cost the membership. Learners always use the
-/// short one, because heartbeats tell them of the end of a generation.
-fn heartbeat_interval(driver: &Driver, role: Role) -> Duration {
-    let members: usize =
-        [Role::Rollout, Role::Verifier].into_iter().map(|role| driver.machine.member_count(role)).sum();
-    let of_many = Duration::from_secs_f64(members as f64 / MOST_HEARTBEATS).min(driver.machine.heartbeat_timeout() / 5);
-    match role {
-        Role::Learner => driver.heartbeat_interval,
-        Role::Rollout | Role::Verifier => driver.heartbeat_interval.max(of_many),
-    }
+/// Longest wait of a member until its next heartbeat, in milliseconds. It is told with every heartbeat, so it follows
+/// the number of members.
+fn heartbeat_interval_ms(driver: &Driver, role: Role) -> u32 {
+    let members = [Role::Rollout, Role::Verifier].into_iter().map(|role| driver.machine.member_count(role)).sum();
+    let interval = interval_for(role, members, driver.heartbeat_interval, driver.machine.heartbeat_timeout());
+    u32::try_from(interval.as_millis()).unwrap_or(u32::MAX).max(1)
+}
+
+/// The wait of a worker of `role` when there are `members` other than learners. Learners always use the shortest one,
+/// because heartbeats tell them of the end of a generation.
+///
+/// Other calls are no sign of life: in the fleets that this is for, a worker makes fewer of them than heartbeats, and
+/// their answers hold no directive.
+fn interval_for(role: Role, members: usize, shortest: Duration, timeout: Duration) -> Duration {
+    let of_many = match role {
+        Role::Learner => Duration::ZERO,
+        Role::Rollout | Role::Verifier => Duration::from_secs_f64(members as f64 / MOST_HEARTBEATS),
+    };
+    shortest.max(of_many).min(timeout / HEARTBEATS_PER_TIMEOUT)
 }
 
 /// Adds the holder's timeout to the refusal of a held name, which is how long the worker asks again.
@@ -163,5 +179,23 @@ fn must_be(certified: Option<PeerRole>, role: Option<Role>) -> Result<(), Status
             Err(Status::permission_denied(format!("the certificate is one of the {certified}, not of the {role}")))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heartbeats_become_rare_in_a_large_fleet_but_three_may_always_be_lost() {
+        let (second, timeout) = (Duration::from_secs(1), Duration::from_secs(10));
+        let of = |role, members| interval_for(role, members, second, timeout).as_millis();
+        assert_eq!([1, 2000, 3000, 5000, 10_000].map(|n| of(Role::Rollout, n)), [1000, 1000, 1500, 2500, 2500]);
+        assert_eq!(of(Role::Verifier, 10_000), 2500);
+        assert_eq!(of(Role::Learner, 10_000), 1000);
+        // A timeout that is short for the interval shortens it.
+        for role in Role::ALL {
+            assert_eq!(interval_for(role, 1, second, Duration::from_secs(2)), Duration::from_millis(500));
+        }
     }
 }

@@ -86,6 +86,8 @@ fn runs_finish_and_never_break_an_invariant() {
         "registered_twice",
         "mass_preemptions",
         "mass_losses",
+        "searches",
+        "searches_without_a_trace",
     ] {
         assert!(seen.get(name).is_some_and(|count| *count > 0), "{name} never happened: {seen:#?}");
     }

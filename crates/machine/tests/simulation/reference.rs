@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pacs_machine::{
-    Command, Counters, Dropped, Effect, End, EvaluationPlan, Event, GroupGrant, Machine, Options, Refusal, Reply,
+    Command, Counter, Counters, Dropped, Effect, End, EvaluationPlan, Event, GroupGrant, Machine, Options, Refusal, Reply,
     Snapshot, Staleness, StopMode, TaskResult, UniformGroups, evaluation_problem,
 };
 use pacs_order::{DrawOrder, Evidence, History};
@@ -317,6 +317,7 @@ impl Reference {
                 let undone = self.generated.iter().find(|(_, (_, newest))| newest > step);
                 assert_eq!(undone, None, "a sample of weights that were undone is still there");
             }
+            Effect::Narrowed(_) => self.count("searches"),
             Effect::WorkerLost { worker, why, .. } => match why.as_str() {
                 "left" => self.leases.left(*worker),
                 _ => self.leases.lost(*worker),
@@ -361,6 +362,24 @@ impl Reference {
         let is_due = |step: &u64| measured(options).any(|plan| plan.is_due(*step, options.total_steps));
         let due: BTreeSet<u64> = (0..=options.total_steps).filter(is_due).collect();
         assert_eq!(self.evaluated, due, "the steps that were measured are not those that are due");
+    }
+
+    /// Checks at the end that every step was made of the groups whose turn it was, in a run that has given up none, draws
+    /// without a curriculum and has taken all its checkpoints.
+    pub(crate) fn batches(&mut self, options: &Options, counters: &Counters) {
+        let gave_up = [Counter::DroppedGroups, Counter::SetAsideGroups, Counter::FailedCheckpoints]
+            .into_iter()
+            .any(|counter| counters.get(&counter).is_some_and(|count| *count > 0));
+        let draws_in_order = options.curriculum.is_none() && options.uniform_groups != UniformGroups::Refill;
+        if options.max_lag > 0 || gave_up || !draws_in_order {
+            return;
+        }
+        let of_a_step = u64::from(options.prompts_per_step);
+        let expected = (0..options.total_steps * of_a_step).map(|group| (GroupId(group), group / of_a_step + 1));
+        assert_eq!(self.used, expected.collect(), "faults have changed which groups are in which batch");
+        if self.counts.contains_key("searches") {
+            self.count("searches_without_a_trace");
+        }
     }
 
     fn trained(&mut self, step: u64, groups: &[GroupId], left_out: &[GroupId], lag: u64, options: &Options) {

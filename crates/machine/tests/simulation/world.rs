@@ -166,6 +166,7 @@ impl World {
             assert_eq!(self.server.machine.position().step, options.total_steps);
             assert!(matches!(self.committed, Some((_, true))), "the model was not exported");
             self.reference.evaluations(options);
+            self.reference.batches(options, &self.server.machine.position().counters);
         }
         let mut counts = self.reference.counts;
         let counters = self.server.machine.status(self.now).counters;
