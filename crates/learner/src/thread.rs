@@ -247,7 +247,8 @@ impl State {
         let Some(weights) = trainer.weights(collective.as_mut(), group.rank == 0).map_err(|error| fail(&error))? else {
             return Ok(None);
         };
-        self.setup.publisher.publish(&weights, group.generation, trainer.step).map(Some).map_err(transient)
+        let adapted = trainer.network.adapted.as_ref();
+        self.setup.publisher.publish(&weights, adapted, group.generation, trainer.step).map(Some).map_err(transient)
     }
 
     fn train(&mut self, batch: &TrainBatch, learning_rate: Option<f64>) -> Result<v1::TrainResult, v1::TaskFailure> {

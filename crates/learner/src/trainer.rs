@@ -106,19 +106,23 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Loads the model in `folder` as a trainer at step 0.
+    /// Loads the model in `folder` as a trainer at step 0, with adapters where the settings have them.
     ///
     /// # Errors
     /// When the model cannot be loaded.
     pub fn load(folder: &Path, settings: TrainerSettings, kind: Kind, device: Device) -> Result<Self, TrainError> {
         let before = Memory::used(device);
-        let network = Network::load(folder, keeping(&settings), kind, device)?;
+        let network = Network::load(folder, settings.lora.as_ref(), keeping(&settings), kind, device)?;
         Ok(Self::assemble(network, settings, before))
     }
 
     /// Creates a trainer at step 0 from parameters in memory, in the layout of [`pacs_model::ParameterLayout::new`].
+    ///
+    /// # Panics
+    /// When the settings have adapters, which are [loaded](Trainer::load).
     #[must_use]
     pub fn new(config: ModelConfig, parameters: Parameters, settings: TrainerSettings) -> Self {
+        assert!(settings.lora.is_none(), "adapters are loaded with their base");
         let bytes = (parameters.flat.numel() * parameters.flat.kind().elt_size_in_bytes()) as u64;
         let before = Memory::used(parameters.flat.device()).saturating_sub(bytes);
         let network = Network::new(config, parameters, keeping(&settings));
@@ -126,7 +130,8 @@ impl Trainer {
     }
 
     fn assemble(network: Network, settings: TrainerSettings, before: u64) -> Self {
-        let critic = settings.objective.needs().values.then(|| Critic::new(&network, keeping(&settings)));
+        let seed = settings.lora.as_ref().map_or(0, |lora| lora.seed);
+        let critic = settings.objective.needs().values.then(|| Critic::new(&network, keeping(&settings), seed));
         let asks = settings.objective == Objective::External && settings.division.rank == 0;
         let program = settings.external.clone().filter(|_| asks);
         let external = program.map(|program| Mutex::new(External::new(program)));
@@ -152,7 +157,14 @@ impl Trainer {
         self.kernels = Some(kernels);
     }
 
-    /// Returns all weights, or `None` unless `wanted`. Collective: every rank has to call it.
+    /// Returns the frozen weights that adapters adapt, and the configuration of these; `None` when all weights are trained.
+    #[must_use]
+    pub fn base(&self) -> Option<(&ModelConfig, &Parameters)> {
+        self.network.base.as_ref().map(|base| (&self.network.config, base))
+    }
+
+    /// Returns all weights that are trained (with adapters these alone), or `None` unless `wanted`. Collective: every rank has to
+    /// call it.
     ///
     /// Replicated weights share storage with the trainer; sharded weights are gathered into host memory.
     ///

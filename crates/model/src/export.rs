@@ -47,6 +47,12 @@ impl Export {
         Ok(export)
     }
 
+    /// The folder that training began with.
+    #[must_use]
+    pub fn source(&self) -> &Path {
+        &self.source
+    }
+
     fn write_texts(&self, out_dir: &Path) -> Result<(), ModelError> {
         if let Some(template) = &self.chat_template {
             write_file(&out_dir.join(TEMPLATE), template.as_bytes())?;

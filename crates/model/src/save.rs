@@ -69,20 +69,29 @@ pub(crate) fn copy_companions(source_dir: &Path, out_dir: &Path) -> Result<(), M
 
 /// Writes `model.safetensors` under Hugging Face names.
 pub(crate) fn write_weights(parameters: &Parameters, out_dir: &Path, kind: Kind) -> Result<(), ModelError> {
-    let path = out_dir.join("model.safetensors");
-    let dtype = stored_dtype(kind, &path)?;
+    write_tensors(parameters, &out_dir.join("model.safetensors"), kind, str::to_owned)
+}
+
+/// Writes parameters to one file, under names made of theirs.
+pub(crate) fn write_tensors(
+    parameters: &Parameters,
+    path: &Path,
+    kind: Kind,
+    named: impl Fn(&str) -> String,
+) -> Result<(), ModelError> {
+    let dtype = stored_dtype(kind, path)?;
     let tensors = parameters.layout.parameters().iter().map(|spec| {
         let shape = spec.shape.iter().map(|&size| size as usize).collect();
-        (spec.name.as_str(), Stored { tensor: parameters.view(&spec.name), kind, dtype, shape })
+        (named(&spec.name), Stored { tensor: parameters.view(&spec.name), kind, dtype, shape })
     });
     // Loaders older than this format's documentation insist on the entry.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let temporary = temporary_name(&path);
+    let temporary = temporary_name(path);
     safetensors::serialize_to_file(tensors, Some(metadata), &temporary).map_err(|error| match error {
         safetensors::SafeTensorError::IoError(source) => ModelError::io("write", &temporary)(source),
         other => ModelError::corrupt(&temporary, other.to_string()),
     })?;
-    finish(&temporary, &path)
+    finish(&temporary, path)
 }
 
 /// Writes a small file so that it is there in full or not at all.
