@@ -36,7 +36,8 @@ pub(crate) fn open(
     let starts = epoch.starts();
     let model = ModelConfig::read(&spec.model.path);
     // With adapters, what is saved and computed is less than the model.
-    let trained = model.as_ref().ok().map(|model| spec.model.trained(model)).transpose().map_err(StartError::Adapters)?;
+    let trained =
+        model.as_ref().ok().map(|model| spec.model.trained(model)).transpose().map_err(StartError::Adapters)?;
     let coverage = model.as_ref().ok().zip(trained.as_ref());
     let coverage = coverage.map(|(model, trained)| Coverage::new(&spec, model, trained));
     let checkpoints = Checkpoints::open(&run_dir)?.holding(coverage);

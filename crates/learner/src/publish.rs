@@ -9,7 +9,8 @@ use pacs_runtime::net::Security;
 use pacs_torch::bytes;
 use pacs_torch::tch::{Device, Kind};
 use pacs_weights::{
-    Adapted, Announcement, DataServer, GroupTransport, HostStore, ServerOptions, Shelf, StoreError, VersionId, WeightKind,
+    Adapted, Announcement, DataServer, GroupTransport, HostStore, ServerOptions, Shelf, StoreError, VersionId,
+    WeightKind,
 };
 
 /// Writes weight versions where rollout workers find them, and retires old ones.

@@ -280,6 +280,9 @@ impl State {
         let mut metrics: std::collections::HashMap<String, f64> = report.metrics.into_iter().collect();
         metrics.insert("seconds_update".into(), trained);
         metrics.insert("seconds_publish".into(), started.elapsed().as_secs_f64());
+        if let Some(weights) = &weights {
+            metrics.insert("published_bytes".into(), weights.bytes as f64);
+        }
         Ok(v1::TrainResult { weights, metrics, skipped_updates: report.skipped_updates })
     }
 

@@ -223,7 +223,9 @@ pub fn adapter_config(dir: &Path, config: &ModelConfig) -> Result<ModelConfig, M
     let targets = match &found.target_modules {
         Value::Array(_) => found.modules(),
         Value::String(all) if all == "all-linear" => Vec::new(),
-        other => return Err(ModelError::config(&path, format!("`target_modules` = {other} is a pattern: list the modules"))),
+        other => {
+            return Err(ModelError::config(&path, format!("`target_modules` = {other} is a pattern: list the modules")));
+        }
     };
     let lora = Lora { rank: found.r, alpha: found.lora_alpha, rslora: found.use_rslora, targets };
     Ok(config.with_lora(&lora)?)
@@ -298,8 +300,7 @@ fn check_config(path: &Path, lora: &Lora) -> Result<(), ModelError> {
     ours.sort();
     if found.target_modules.is_array() && theirs != ours {
         let (theirs, ours) = (theirs.join(", "), ours.join(", "));
-        let detail =
-            format!("the adapter adapts {theirs}, the job {ours}: set `model.lora.targets` to the adapter's");
+        let detail = format!("the adapter adapts {theirs}, the job {ours}: set `model.lora.targets` to the adapter's");
         return Err(ModelError::config(path, detail));
     }
     Ok(())

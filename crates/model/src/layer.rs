@@ -209,7 +209,8 @@ impl Layer {
         let projections = self.head_norms.is_some().then(|| projected.shallow_clone());
         let qkv = self.rotated(projected, &rotations[self.rotation]);
         let attention = AttentionTrace::new(packed, self.index, qkv);
-        let (attention_output, added) = kept(self.norms.after_attention.as_ref(), self.o.apply(&attention.output(), None));
+        let (attention_output, added) =
+            kept(self.norms.after_attention.as_ref(), self.o.apply(&attention.output(), None));
         let (middle, gate_up) = self.gates(input.shallow_clone(), added);
         let output = self.down.apply(&gate(self.activation, &gate_up), None);
         let (ffn_output, pending) = kept(self.norms.after_ffn.as_ref(), output);

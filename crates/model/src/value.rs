@@ -48,8 +48,7 @@ pub fn values_backward(model: &Model, hidden: &Tensor, by_value: &[f32], gradien
         let wide = hidden.to_kind(kind);
         let mut slot = model.head_slot(gradients).expect("the head of a value model is trained");
         match scored_units() {
-            Some(units) => add_weight_gradient(&units, &mut slot, &by_value, &wide)
-                .expect("the slot is contiguous"),
+            Some(units) => add_weight_gradient(&units, &mut slot, &by_value, &wide).expect("the slot is contiguous"),
             None => drop(slot.g_add_(&by_value.tr().matmul(&wide))),
         }
         // Each element is one product.

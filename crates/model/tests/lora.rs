@@ -52,8 +52,7 @@ impl Golden {
         let base_config = ModelConfig::read(&dir).unwrap();
         let config = base_config.with_lora(&lora(case)).unwrap();
         let base = Parameters::load(&dir, &base_config, Kind::Float, Device::Cpu).unwrap();
-        let adapters =
-            Parameters::load_adapters(&folder("lora", name), &config, Kind::Float, Device::Cpu).unwrap();
+        let adapters = Parameters::load_adapters(&folder("lora", name), &config, Kind::Float, Device::Cpu).unwrap();
         let inputs = tensors(&dir.join("expected.safetensors"));
         let lengths: Vec<i64> = Vec::try_from(&inputs["lengths"]).unwrap();
         let cut = |(row, &length): (usize, &i64)| inputs["input_ids"].get(row as i64).narrow(0, 0, length);

@@ -123,7 +123,15 @@ impl Setup {
     /// Whether an engine of the other one serves for this one, too.
     fn is_like(&self, other: &Self) -> bool {
         (self.options, self.longest, self.shares_gpu, &self.model, &self.config, &self.trained, self.device)
-            == (other.options, other.longest, other.shares_gpu, &other.model, &other.config, &other.trained, other.device)
+            == (
+                other.options,
+                other.longest,
+                other.shares_gpu,
+                &other.model,
+                &other.config,
+                &other.trained,
+                other.device,
+            )
     }
 
     /// An engine; what the spec leaves open is decided when the weights have their memory.

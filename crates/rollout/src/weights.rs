@@ -144,9 +144,8 @@ impl BaseCell {
     pub(crate) fn get(&self, store: &HostStore, setup: &Setup, kind: Kind) -> Result<Base, String> {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let model = setup.model().display().to_string();
-        let is_it = |base: &&Base| {
-            (&base.config, base.parameters.flat.kind(), &base.model) == (setup.trained(), kind, &model)
-        };
+        let is_it =
+            |base: &&Base| (&base.config, base.parameters.flat.kind(), &base.model) == (setup.trained(), kind, &model);
         if let Some(base) = held.as_ref().filter(is_it) {
             return Ok(base.share());
         }

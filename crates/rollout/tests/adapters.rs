@@ -107,7 +107,10 @@ fn the_engine_generates_as_the_learner_scores_in_every_version() {
             assert_eq!(finished.sample.version.0, number);
             let apart = mismatch(&Model::adapted(&adapted, &whole, &trained), &finished);
             let without = mismatch(&Model::new(&config, &whole), &finished);
-            assert!(apart < tolerance && without > 2.0 * apart, "{kind:?}, version {number}: {apart}, {without} without");
+            assert!(
+                apart < tolerance && without > 2.0 * apart,
+                "{kind:?}, version {number}: {apart}, {without} without"
+            );
             samples.push(finished.sample.tokens);
         }
         // Back to the first adapters: the same bits as when they came first.

@@ -198,7 +198,8 @@ mod tests {
     fn some_targets_and_fused_ones() {
         let some = golden("llama3").with_lora(&lora(&["v_proj", "q_proj"])).unwrap();
         assert_eq!(some.lora.as_ref().unwrap().targets, ["q_proj", "v_proj"], "in the order of the model");
-        let names: Vec<String> = ParameterLayout::new(&some).parameters().iter().map(|spec| spec.name.clone()).collect();
+        let names: Vec<String> =
+            ParameterLayout::new(&some).parameters().iter().map(|spec| spec.name.clone()).collect();
         assert_eq!(names.len(), 4 * some.layers);
         let fused = golden("phi3").with_lora(&lora(&[])).unwrap();
         assert_eq!(fused.lora.unwrap().targets, ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]);

@@ -27,7 +27,8 @@ pub fn read(path: &Path) -> Result<JobSpec, SpecErrors> {
 /// text that is no TOML at all hides what else may be wrong with it.
 pub fn parse(text: &str, origin: &Path) -> Result<JobSpec, SpecErrors> {
     let (document, syntax) = DeTable::parse_recoverable(text);
-    let table = if syntax.is_empty() { toml::from_str::<Table>(text).map_err(|error| vec![error]) } else { Err(syntax) };
+    let table =
+        if syntax.is_empty() { toml::from_str::<Table>(text).map_err(|error| vec![error]) } else { Err(syntax) };
     let table = table.map_err(|errors| {
         let problems = errors.into_iter().map(|error| Problem {
             line: error.span().map(|span| line_of(text, &span)),

@@ -8,7 +8,8 @@ use pacs_shape::Sharding;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AsynchronySpec, EvaluationSetSpec, GeneratorSpec, GroupsSpec, LoraSpec, ObjectiveSpec, RewardSpec, VerifierSpec, WatchdogSpec,
+    AsynchronySpec, EvaluationSetSpec, GeneratorSpec, GroupsSpec, LoraSpec, ObjectiveSpec, RewardSpec, VerifierSpec,
+    WatchdogSpec,
 };
 
 /// A training job: everything that decides what is trained, on what, and how.

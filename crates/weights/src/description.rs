@@ -244,13 +244,7 @@ pub(crate) fn hash(bytes: &[u8]) -> Digest {
     *blake3::hash(bytes).as_bytes()
 }
 
-fn overall(
-    kind: WeightKind,
-    bytes: u64,
-    piece_bytes: u64,
-    pieces: &[Digest],
-    adapted: Option<&Adapted>,
-) -> Digest {
+fn overall(kind: WeightKind, bytes: u64, piece_bytes: u64, pieces: &[Digest], adapted: Option<&Adapted>) -> Digest {
     let mut hasher = blake3::Hasher::new();
     hasher.update(b"pacs weights 1 ").update(kind.name().as_bytes());
     hasher.update(&bytes.to_le_bytes()).update(&piece_bytes.to_le_bytes());
@@ -353,9 +347,10 @@ mod tests {
 
     fn announcement() -> Announcement {
         let content: Vec<u8> = (0..10_000u32).flat_map(u32::to_le_bytes).collect();
-        let digested = Description::digested(VersionId::new(2, 7), WeightKind::Float32, None, &content, 4096, |_, piece| {
-            Ok::<_, std::convert::Infallible>(hash(piece))
-        });
+        let digested =
+            Description::digested(VersionId::new(2, 7), WeightKind::Float32, None, &content, 4096, |_, piece| {
+                Ok::<_, std::convert::Infallible>(hash(piece))
+            });
         Announcement { description: digested.unwrap_or_else(|never| match never {}), address: "10.0.0.7:4711".into() }
     }
 
@@ -396,9 +391,10 @@ mod tests {
     fn adapters_of_another_base_are_another_version() {
         let of = |base: Option<(u8, &str)>| {
             let adapted = base.map(|(base, settings)| Adapted { base: [base; 32], settings: settings.to_owned() });
-            let described = Description::digested(VersionId::new(2, 7), WeightKind::Float32, adapted, b"abcd", 4096, |_, piece| {
-                Ok::<_, std::convert::Infallible>(hash(piece))
-            });
+            let described =
+                Description::digested(VersionId::new(2, 7), WeightKind::Float32, adapted, b"abcd", 4096, |_, piece| {
+                    Ok::<_, std::convert::Infallible>(hash(piece))
+                });
             Announcement { description: described.unwrap_or_else(|never| match never {}), address: String::new() }
         };
         let versions = [None, Some((1, "rank 8")), Some((2, "rank 8")), Some((1, "rank 4"))].map(of);

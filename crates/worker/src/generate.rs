@@ -228,7 +228,8 @@ fn check_lengths(arguments: &Arguments, config: &ModelConfig, rows: &[PromptRow]
 fn engine(arguments: &Arguments, config: ModelConfig, rows: &[PromptRow]) -> Result<Engine> {
     let model = || format!("load model `{}`", arguments.model.display());
     let (kind, device) = arguments.compute.start()?;
-    let parameters = Parameters::load_with(&arguments.model, arguments.adapter.as_deref(), &config, kind, device).with_context(model)?;
+    let parameters = Parameters::load_with(&arguments.model, arguments.adapter.as_deref(), &config, kind, device)
+        .with_context(model)?;
     let tokenizer = Arc::new(Tokenizer::read(&arguments.model).with_context(model)?);
     let longest = rows.iter().map(|row| row.prompt.tokens.len()).max().unwrap_or(0) + arguments.max_new_tokens as usize;
     let most = arguments.rows.min(rows.len() * arguments.n as usize);

@@ -205,11 +205,8 @@ fn an_export_is_the_adapter_alone_and_merged_and_can_be_started_from() {
 
 #[test]
 fn a_checkpoint_over_another_base_is_refused() {
-    let (folder, other, alone) = (
-        tempfile::tempdir().expect("a folder"),
-        tempfile::tempdir().expect("a folder"),
-        &mut HostCollective::alone(),
-    );
+    let (folder, other, alone) =
+        (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"), &mut HostCollective::alone());
     let mut first = trainer(&golden("qwen3"), adapted(descent()), Kind::Float);
     first.train(&whole_batch(1, 1), alone).expect("trains");
     first.save(folder.path(), true, None, alone).expect("saves");

@@ -2,9 +2,8 @@ use super::Check;
 use crate::{JobSpec, LoraSpec, Problem};
 
 /// Every name of a linear layer that some architecture has.
-const LINEAR: [&str; 9] = [
-    "q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj",
-];
+const LINEAR: [&str; 9] =
+    ["q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj"];
 /// What PEFT can adapt and is frozen here.
 const FROZEN: [&str; 2] = ["embed_tokens", "lm_head"];
 
@@ -19,9 +18,11 @@ impl Check {
                 let named = targets[..place].contains(target);
                 self.text("model.lora.targets", target, !named, "is named twice");
                 let is_frozen = FROZEN.contains(&target.as_str());
-                let message = "adapters of embedding and head are not supported: name linear layers of the trunk, as in `q_proj`";
+                let message =
+                    "adapters of embedding and head are not supported: name linear layers of the trunk, as in `q_proj`";
                 self.text("model.lora.targets", target, !is_frozen, message);
-                let message = "expected a name of a linear layer, the last part of its tensor's, as in `q_proj` or `down_proj`";
+                let message =
+                    "expected a name of a linear layer, the last part of its tensor's, as in `q_proj` or `down_proj`";
                 self.text("model.lora.targets", target, is_frozen || LINEAR.contains(&target.as_str()), message);
             }
         }
@@ -80,7 +81,9 @@ mod tests {
             let found = problem(lora);
             assert!(found.contains(words), "{lora}: {found}");
         }
-        for lora in ["rank = 1", "rank = 512", "alpha = 4096.0", "targets = ['qkv_proj']", "rslora = true", "path = 'a'"] {
+        for lora in
+            ["rank = 1", "rank = 512", "alpha = 4096.0", "targets = ['qkv_proj']", "rslora = true", "path = 'a'"]
+        {
             assert_eq!(problem(&format!("model.lora.{lora}")), "", "{lora}");
         }
     }
