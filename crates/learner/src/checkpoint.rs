@@ -167,8 +167,7 @@ impl Trainer {
         match self.base() {
             None => parameters.export(export, model, kind)?,
             Some((config, base)) => {
-                let merged = parameters.merged(config, base).map_err(ModelError::from)?;
-                merged.export(export, model, kind)?;
+                parameters.export_merged(config, base, export, model)?;
                 parameters.save_adapters(config, &export.source().display().to_string(), adapter, kind)?;
             }
         }

@@ -119,14 +119,31 @@ impl Trainer {
     /// Creates a trainer at step 0 from parameters in memory, in the layout of [`pacs_model::ParameterLayout::new`].
     ///
     /// # Panics
-    /// When the settings have adapters, which are [loaded](Trainer::load).
+    /// When the settings have adapters ([`Trainer::adapted`]).
     #[must_use]
     pub fn new(config: ModelConfig, parameters: Parameters, settings: TrainerSettings) -> Self {
-        assert!(settings.lora.is_none(), "adapters are loaded with their base");
+        assert!(settings.lora.is_none(), "the settings have adapters");
         let bytes = (parameters.flat.numel() * parameters.flat.kind().elt_size_in_bytes()) as u64;
         let before = Memory::used(parameters.flat.device()).saturating_sub(bytes);
         let network = Network::new(config, parameters, keeping(&settings));
         Self::assemble(network, settings, before)
+    }
+
+    /// Creates a trainer at step 0 of fresh adapters over `base`, a model in memory.
+    ///
+    /// # Errors
+    /// When the model cannot have the adapters of the settings.
+    ///
+    /// # Panics
+    /// When the settings have none.
+    pub fn adapted(config: &ModelConfig, base: Parameters, settings: TrainerSettings) -> Result<Self, TrainError> {
+        let lora = settings.lora.as_ref().expect("the settings have adapters");
+        let bytes = (base.flat.numel() * base.flat.kind().elt_size_in_bytes()) as u64;
+        let before = Memory::used(base.flat.device()).saturating_sub(bytes);
+        let adapted = config.with_lora(&lora.adapters).map_err(ModelError::from)?;
+        let adapters = Parameters::fresh_adapters(&adapted, base.flat.kind(), base.flat.device(), lora.seed);
+        let network = Network::adapted(adapted, base, adapters, keeping(&settings));
+        Ok(Self::assemble(network, settings, before))
     }
 
     fn assemble(network: Network, settings: TrainerSettings, before: u64) -> Self {

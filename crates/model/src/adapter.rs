@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::path::Path;
 
-use pacs_shape::{Lora, layer_parameter};
+use pacs_shape::{Lora, ParameterSpec};
 use pacs_torch::dithered_bf16;
 use pacs_torch::tch::{Device, Kind, TchError, Tensor, no_grad};
 use serde::Deserialize;
@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use crate::checkpoint::Checkpoint;
 use crate::layer::gradient_kind;
-use crate::save::{sync_folder, write_file, write_tensors};
-use crate::{ModelConfig, ModelError, ParameterLayout, Parameters};
+use crate::save::{sync_folder, write_file, write_made, write_tensors};
+use crate::{Export, ModelConfig, ModelError, ParameterLayout, Parameters};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -146,36 +146,69 @@ impl Parameters {
     /// When the three do not belong to one model.
     pub fn merge_into(&self, config: &ModelConfig, base: &Self, target: &Self) -> Result<(), TchError> {
         let lora = config.lora.as_ref().expect("the configuration has adapters");
-        let (device, kind) = (target.flat.device(), gradient_kind(target.flat.kind()));
+        for spec in base.layout.parameters() {
+            self.merge_matrix(lora, base, spec, &target.view(&spec.name))?;
+        }
+        Ok(())
+    }
+
+    /// [`Parameters::merge_into`] for one parameter of the base: writes its sum with its adapter over `target`, of its shape. False where it
+    /// has none, and nothing was written.
+    fn merge_matrix(&self, lora: &Lora, base: &Self, spec: &ParameterSpec, target: &Tensor) -> Result<bool, TchError> {
+        let Some(module) = spec.name.strip_suffix(".weight") else { return Ok(false) };
+        let (device, kind) = (target.device(), gradient_kind(target.kind()));
+        let matrix = |matrix: char| {
+            let name = format!("{module}.lora_{matrix}.weight");
+            self.layout.find(&name).map(|_| self.view(&name).f_to_kind(kind)?.f_to_device(device))
+        };
+        let (Some(a), Some(b)) = (matrix('A').transpose()?, matrix('B').transpose()?) else { return Ok(false) };
         no_grad(|| {
-            for layer in 0..config.layers {
-                for module in config.linear_modules().iter().flatten().filter(|module| lora.adapts(module.name())) {
-                    let matrix = |matrix| -> Result<Tensor, TchError> {
-                        let view = self.view(&layer_parameter(layer, &module.adapter(matrix)));
-                        view.f_to_kind(kind)?.f_to_device(device)
-                    };
-                    let (a, b) = (matrix('A')?, matrix('B')?.f_mul_scalar(lora.scale())?);
-                    let name = layer_parameter(layer, &format!("{}.weight", module.path));
-                    let offset = base.layout.find(&name).expect("the base has every matrix").offset;
-                    let (from, to) = (base.view(&name), target.view(&name));
-                    let rows = (MERGED_AT_ONCE / module.columns).clamp(1, module.rows);
-                    for first in (0..module.rows).step_by(rows as usize) {
-                        let part = |x: &Tensor| x.f_narrow(0, first, rows.min(module.rows - first));
-                        let sum = part(&b)?.f_matmul(&a)?;
-                        let sum = sum.f_add(&part(&from)?.f_to_device(device)?.f_to_kind(kind)?)?;
-                        let sum = match target.flat.kind() {
-                            Kind::BFloat16 => {
-                                let first = offset + (first * module.columns) as usize;
-                                dithered_bf16(&sum.f_flatten(0, -1)?, first).f_view_as(&sum)?
-                            }
-                            _ => sum,
-                        };
-                        part(&to)?.f_copy_(&sum)?;
+            let (b, from) = (b.f_mul_scalar(lora.scale())?, base.view(&spec.name));
+            let (rows, columns) = (spec.shape[0], spec.shape[1]);
+            let at_once = (MERGED_AT_ONCE / columns).clamp(1, rows);
+            for first in (0..rows).step_by(at_once as usize) {
+                let part = |x: &Tensor| x.f_narrow(0, first, at_once.min(rows - first));
+                let sum = part(&b)?.f_matmul(&a)?;
+                let sum = sum.f_add(&part(&from)?.f_to_device(device)?.f_to_kind(kind)?)?;
+                let sum = match target.kind() {
+                    Kind::BFloat16 => {
+                        let index = spec.offset + (first * columns) as usize;
+                        dithered_bf16(&sum.f_flatten(0, -1)?, index).f_view_as(&sum)?
                     }
-                }
+                    _ => sum,
+                };
+                part(target)?.f_copy_(&sum)?;
             }
-            Ok(())
+            Ok(true)
         })
+    }
+
+    /// Writes the base with these adapters merged into it as [`Parameters::export`] writes a model, one matrix after the other.
+    ///
+    /// # Errors
+    /// As [`Parameters::export`].
+    ///
+    /// # Panics
+    /// When `config` has no adapters.
+    pub fn export_merged(
+        &self,
+        config: &ModelConfig,
+        base: &Self,
+        export: &Export,
+        out_dir: &Path,
+    ) -> Result<(), ModelError> {
+        let lora = config.lora.as_ref().expect("the configuration has adapters");
+        let kind = base.flat.kind();
+        let merged = |spec: &ParameterSpec| {
+            let view = base.view(&spec.name);
+            let target = Tensor::empty(view.size(), (kind, Device::Cpu));
+            match self.merge_matrix(lora, base, spec, &target) {
+                Ok(true) => target,
+                Ok(false) => view,
+                Err(error) => panic!("merge `{}`: {error}", spec.name),
+            }
+        };
+        export.write(out_dir, kind, |path| write_made(&base.layout, path, kind, str::to_owned, merged))
     }
 
     /// Reads a Hugging Face folder as [`Parameters::load`] does, and merges the PEFT folder `adapter` into it, where there is one.
@@ -224,7 +257,10 @@ pub fn adapter_config(dir: &Path, config: &ModelConfig) -> Result<ModelConfig, M
         Value::Array(_) => found.modules(),
         Value::String(all) if all == "all-linear" => Vec::new(),
         other => {
-            return Err(ModelError::config(&path, format!("`target_modules` = {other} is a pattern: list the modules")));
+            return Err(ModelError::config(
+                &path,
+                format!("`target_modules` = {other} is a pattern: list the modules"),
+            ));
         }
     };
     let lora = Lora { rank: found.r, alpha: found.lora_alpha, rslora: found.use_rslora, targets };

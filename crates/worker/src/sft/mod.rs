@@ -186,7 +186,7 @@ fn fine_tune(arguments: &Arguments) -> Result<()> {
             let mut tuner = FineTuner::adapted(&adapted, &parameters, adapters, settings);
             train(arguments, &mut tuner, &data, evaluation.as_deref())?;
             let trained = tuner.parameters();
-            trained.merged(&adapted, &parameters)?.export(&export, &arguments.out, kind)?;
+            trained.export_merged(&adapted, &parameters, &export, &arguments.out)?;
             let base = folder.display().to_string();
             trained.save_adapters(&adapted, &base, &arguments.out.join("adapter"), kind)?;
         }
