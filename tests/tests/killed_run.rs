@@ -151,3 +151,21 @@ fn an_evaluation_whose_processes_are_all_killed_keeps_its_samples_and_result() -
     assert!(other.stderr.contains("holds an evaluation of something else"), "{}", other.stderr);
     Ok(())
 }
+
+/// Adapters are all that is published, saved and restored; the base is read from the model's folder by every process.
+#[test]
+fn a_run_of_adapters_that_is_killed_ends_with_the_same_bits() -> Result<()> {
+    let job = || -> Result<Job> {
+        let job = job(0)?.with("model.lora.rank", 4).with("optimizer.learning_rate", 1e-2);
+        Ok(job.with("resources.deterministic", true).with("rollout.kernels", "reference"))
+    };
+    let undisturbed = job()?;
+    undisturbed.start()?.wait()?.expect_code(0);
+    let disturbed = job()?;
+    for (step, phase) in [(2, Some("training")), (7, Some("sampling"))] {
+        kill_after(disturbed.start()?, step, phase)?;
+    }
+    disturbed.start()?.wait()?.expect_code(0);
+    disturbed.check_every_step_once(STEPS)?;
+    undisturbed.check_same_bits(&disturbed, STEPS)
+}

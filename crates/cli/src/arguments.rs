@@ -482,6 +482,10 @@ pub(crate) struct Run {
     /// Seed of data order and sampling noise.
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
+    /// Train adapters (LoRA) of this rank in place of the model, with the settings of [model.lora] beside it. Where the job has no
+    /// [model.lora], the learning rate is ten times that of the job.
+    #[arg(long, value_name = "RANK")]
+    pub(crate) lora: Option<u32>,
     /// Train with this objective (pacs, grpo, rloo, ppo, …) and its published settings, instead of the spec's [objective].
     #[arg(long, value_name = "KIND", value_parser = objective)]
     pub(crate) objective: Option<ObjectiveKind>,

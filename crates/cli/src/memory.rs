@@ -83,6 +83,13 @@ impl fmt::Display for LearnerMemory {
         };
         let MemoryPlan { policy, value_model } = plan;
         let [weights, reference] = [policy.weights, policy.reference].map(bytes);
+        if policy.base > 0 {
+            writeln!(
+                f,
+                "            frozen model {}, of policy and reference; beside it, of the adapters alone:",
+                bytes(policy.base)
+            )?;
+        }
         writeln!(f, "            weights {weights}, reference {reference}, {}", state(policy))?;
         if let Some(values) = value_model {
             writeln!(f, "            value model: weights {}, {}", bytes(values.weights), state(values))?;

@@ -60,7 +60,12 @@ impl<'a> Plan<'a> {
         };
         let longest = data.usable().map(|report: &LoadReport| report.train.longest_prompt_tokens);
         let prompt_tokens = longest.unwrap_or(spec.data.max_prompt_tokens);
-        let memory = config.and_then(Result::ok).map(|config| LearnerMemory::of(spec, config, prompt_tokens));
+        let trained = config.and_then(Result::ok).map(|config| spec.model.trained(&config));
+        let model = match &trained {
+            Some(Err(error)) => Found::Broken(error.to_string()),
+            _ => model,
+        };
+        let memory = trained.and_then(Result::ok).map(|config| LearnerMemory::of(spec, config, prompt_tokens));
         Self { spec, model, data, memory, gpus: Gpus::of(spec) }
     }
 

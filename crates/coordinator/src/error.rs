@@ -131,6 +131,9 @@ pub enum StartError {
         /// Error of the network stack.
         error: std::io::Error,
     },
+    /// The model cannot have the adapters of `[model.lora]`.
+    #[error(transparent)]
+    Adapters(pacs_shape::ShapeError),
     /// The given run id is malformed.
     #[error("run id `{given}` is not 32 lower-case hexadecimal digits; `pacs run-id` makes one")]
     RunId {

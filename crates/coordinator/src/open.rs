@@ -35,7 +35,11 @@ pub(crate) fn open(
     let epoch = Epoch::take(&run_dir)?;
     let starts = epoch.starts();
     let model = ModelConfig::read(&spec.model.path);
-    let coverage = model.as_ref().ok().map(|model| Coverage::new(&spec, model));
+    // With adapters, what is saved and computed is less than the model.
+    let trained =
+        model.as_ref().ok().map(|model| spec.model.trained(model)).transpose().map_err(StartError::Adapters)?;
+    let coverage = model.as_ref().ok().zip(trained.as_ref());
+    let coverage = coverage.map(|(model, trained)| Coverage::new(&spec, model, trained));
     let checkpoints = Checkpoints::open(&run_dir)?.holding(coverage);
     let resumed = resume(&checkpoints, &spec)?;
     let known = ProblemSet::read(&run_dir)?;
@@ -59,7 +63,7 @@ pub(crate) fn open(
             "batches are shared among learners by their tokens alone, and samples are not checked against the vocabulary: {error}"
         ));
     }
-    let cost = model.as_ref().map_or_else(|_| Flops::of_any_model(), |model| Flops::new(model, model.vocab_size));
+    let cost = trained.as_ref().map_or_else(Flops::of_any_model, |trained| Flops::new(trained, trained.vocab_size));
     let door = Door::new(&spec, model.as_ref().ok());
 
     let room = Room::of(&run_dir);
@@ -108,7 +112,7 @@ pub(crate) fn open(
         problems,
         door,
         cost,
-        save_bytes: model.as_ref().map_or(0, least_save_bytes),
+        save_bytes: trained.as_ref().map_or(0, least_save_bytes),
         room,
         checkpoints,
         run_folder,
@@ -131,8 +135,8 @@ pub(crate) fn open(
 }
 
 /// Lower bound on the size of a checkpoint: master weights and two moments of each parameter, 4 bytes each.
-fn least_save_bytes(model: &ModelConfig) -> u64 {
-    12 * model.parameter_count() as u64
+fn least_save_bytes(trained: &ModelConfig) -> u64 {
+    12 * trained.parameter_count() as u64
 }
 
 /// Opens the files that the run appends to.

@@ -101,7 +101,8 @@ impl<'a, 'w> Around<'a, 'w> {
         }
         let place = self.place(bucket);
         let Some(windows) = &mut self.windows else { return Ok(()) };
-        let content = windows.held.places[place].as_mut().expect("it was just sent for");
+        // Nothing was sent for where the bucket is empty, as those of adapters at both ends.
+        let Some(content) = windows.held.places[place].as_mut() else { return Ok(()) };
         content.arriving.take().map_or(Ok(()), |pending| self.wire.wait(pending).map(|_| ()))
     }
 
@@ -109,7 +110,7 @@ impl<'a, 'w> Around<'a, 'w> {
         let (place, target, own) = (self.place(bucket), self.layout.buckets()[bucket], self.own(bucket));
         let Some(windows) = &mut self.windows else { return };
         let wanted = |content: &&Content| content.source == windows.source && content.bucket == bucket;
-        if windows.held.places[place].as_ref().filter(wanted).is_none() {
+        if target.room > 0 && windows.held.places[place].as_ref().filter(wanted).is_none() {
             let buffer = part(windows.flat, target.offset, target.room);
             let mine = Some(part(windows.shard, own.0, own.1));
             let arriving = Some(self.wire.ask(Exchange::AllGather { buffer, part: mine }));
@@ -158,6 +159,9 @@ impl Stages for Around<'_, '_> {
     fn after_backward(&mut self, bucket: usize) -> Result<(), TrainError> {
         let Some((flow, gradients)) = self.gradients else { return Ok(()) };
         let place = self.layout.buckets()[bucket];
+        if place.room == 0 {
+            return Ok(());
+        }
         let buffer = part(gradients, place.offset, place.room);
         let exchange = match (self.division.sharding, flow) {
             // Another layer reuses the window, so gradients leave even if another pass of this update follows.

@@ -16,8 +16,10 @@ use pacs_torch::ViewError;
 use crate::state::{self, Memory, StateContent};
 use crate::trainer::{TrainError, Trainer};
 
-/// Folder of the exported Hugging Face model, relative to the checkpoint.
+/// Folder of the exported Hugging Face model, relative to the checkpoint; adapters are merged into it.
 const MODEL_FOLDER: &str = "model";
+/// Folder of the adapters as PEFT loads them, relative to the checkpoint.
+const ADAPTER_FOLDER: &str = "adapter";
 
 /// Why writing or reading a checkpoint failed.
 #[derive(Debug, thiserror::Error)]
@@ -119,7 +121,7 @@ impl Trainer {
     }
 
     /// Writes a checkpoint into `folder` in the foreground and returns the files of this rank, with relative paths,
-    /// sizes and checksums. Collective: every rank has to call it. Rank 0 writes the model.
+    /// sizes and checksums. Collective: every rank has to call it. Rank 0 writes the model, and adapters also by themselves.
     ///
     /// # Errors
     /// See [`CheckpointError`].
@@ -135,20 +137,41 @@ impl Trainer {
             false => Vec::new(),
         };
         let Some(export) = model else { return Ok(files) };
-        let writes_model = collective.rank() == 0;
-        if let Some(parameters) =
-            self.weights(collective, writes_model).map_err(|error| CheckpointError::Gather(Box::new(error)))?
-        {
-            let target = folder.join(MODEL_FOLDER);
-            parameters.export(export, &target, parameters.flat.kind())?;
-            let entries = std::fs::read_dir(&target).map_err(|error| file_error(&target, error))?;
-            for entry in entries {
-                let path = entry.map_err(|error| file_error(&target, error))?.path();
-                files.push(describe(folder, &path)?);
+        let (model, adapter) = (folder.join(MODEL_FOLDER), folder.join(ADAPTER_FOLDER));
+        if self.export(export, &model, &adapter, collective)? {
+            describe_all(folder, &model, &mut files)?;
+            if self.base().is_some() {
+                describe_all(folder, &adapter, &mut files)?;
             }
             files.sort_by(|a, b| a.path.cmp(&b.path));
         }
         Ok(files)
+    }
+
+    /// Writes the model into the folder `model`. Adapters are merged into it, and written by themselves into `adapter`, as PEFT loads
+    /// them. Collective: every rank has to call it; rank 0 writes, and only there the result is true.
+    ///
+    /// # Errors
+    /// See [`CheckpointError`].
+    pub fn export(
+        &mut self,
+        export: &Export,
+        model: &Path,
+        adapter: &Path,
+        collective: &mut dyn Collective,
+    ) -> Result<bool, CheckpointError> {
+        let writes = collective.rank() == 0;
+        let parameters = self.weights(collective, writes).map_err(|error| CheckpointError::Gather(Box::new(error)))?;
+        let Some(parameters) = parameters else { return Ok(false) };
+        let kind = parameters.flat.kind();
+        match self.base() {
+            None => parameters.export(export, model, kind)?,
+            Some((config, base)) => {
+                parameters.export_merged(config, base, export, model)?;
+                parameters.save_adapters(config, &export.source().display().to_string(), adapter, kind)?;
+            }
+        }
+        Ok(true)
     }
 
     /// Restores the state of the checkpoint in `folder`, whatever number of ranks wrote it.
@@ -162,6 +185,15 @@ impl Trainer {
         }
         Ok(())
     }
+}
+
+/// Adds the files of `target`, a folder within `folder`.
+fn describe_all(folder: &Path, target: &Path, files: &mut Vec<v1::SavedFile>) -> Result<(), CheckpointError> {
+    for entry in std::fs::read_dir(target).map_err(|error| file_error(target, error))? {
+        let path = entry.map_err(|error| file_error(target, error))?.path();
+        files.push(describe(folder, &path)?);
+    }
+    Ok(())
 }
 
 fn describe(folder: &Path, path: &Path) -> Result<v1::SavedFile, CheckpointError> {

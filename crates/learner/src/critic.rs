@@ -25,13 +25,22 @@ pub(crate) struct Critic {
 impl Critic {
     /// Starts a value model from the trunk of `policy`. Its head is zero, so every estimate is 0.
     ///
+    /// With adapters it has some of its own, drawn with `seed`, over the base of the policy.
+    ///
     /// # Panics
     /// When the weights of `policy` are sharded; a job that asks for both is refused.
-    pub(crate) fn new(policy: &Network, keeping: Keeping) -> Self {
+    pub(crate) fn new(policy: &Network, keeping: Keeping, seed: u64) -> Self {
+        let flops = Flops::new(&policy.config, 1);
+        if let Some(base) = &policy.base {
+            let (config, kind, device) = (policy.config.of_values(), policy.compute_kind(), policy.device());
+            let adapters = Parameters::fresh_adapters(&config, kind, device, seed);
+            let base = Parameters { layout: base.layout.clone(), flat: base.flat.shallow_clone() };
+            return Self { network: Network::adapted(config, base, adapters, keeping), flops };
+        }
         assert_ne!(keeping.division.sharding, Sharding::ShardAll, "a value model starts from whole weights");
         let parameters = Parameters::of_values(&policy.config, &policy.parameters);
         let network = Network::new(policy.config.of_values(), parameters, keeping);
-        Self { network, flops: Flops::new(&policy.config, 1) }
+        Self { network, flops }
     }
 
     /// Calls `note` with the value estimates of each of this rank's answers, in passes of at most `tokens` tokens.

@@ -36,7 +36,7 @@ pub use batch::{BatchError, IndexEntry, SequenceTokens, TrainBatch};
 pub use checkpoint::{Captured, CheckpointError, exported};
 pub use external::{ExternalError, ExternalSettings};
 pub use service::{LearnerError, LearnerOptions, run};
-pub use settings::TrainerSettings;
+pub use settings::{LoraSettings, TrainerSettings};
 pub use sft::{FineTuneLoss, FineTuneReport, FineTuner, FineTunerSettings, Text};
 pub use thread::Backend;
 pub use trainer::{StepReport, TrainError, Trainer};

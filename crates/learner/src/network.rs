@@ -6,11 +6,14 @@ use pacs_collective::Collective;
 use pacs_model::{Model, ModelConfig, ModelError, Parameters, idle_backward, idle_forward};
 use pacs_shape::{Division, ParameterLayout, Sharding, WINDOWS};
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
-use pacs_torch::{exact_squares, exact_squares_to_f64, i64_ref, is_within_range, take_bound};
+use pacs_torch::{bytes, exact_squares, exact_squares_to_f64, i64_ref, is_within_range, take_bound};
+use pacs_weights::Adapted;
 
 use crate::around::{Around, Held, Windows};
 use crate::optimizer::{Optimizer, UpdateStep, sum_of_squares};
+use crate::publish::weight_kind;
 use crate::segment::{Segment, part, segments, zeros};
+use crate::settings::LoraSettings;
 use crate::trainer::TrainError;
 use crate::wire::{Exchange, Pending, Wire};
 
@@ -45,8 +48,13 @@ pub(crate) struct Keeping {
 /// A model on one rank: weights, gradients and optimizer state.
 #[derive(Debug)]
 pub(crate) struct Network {
+    /// With adapters, the configuration of these: they are the parameters here, and everything below is about them alone.
     pub(crate) config: ModelConfig,
     pub(crate) division: Division,
+    /// Frozen weights that adapters adapt, whole on every rank; `None` without adapters.
+    pub(crate) base: Option<Parameters>,
+    /// What published adapters belong to; on the rank that publishes, where it was loaded from a folder.
+    pub(crate) adapted: Option<Adapted>,
     /// Weights that the model computes with: all of them, or the windows that shards are gathered into.
     pub(crate) parameters: Parameters,
     /// This rank's weight shard; `None` where every rank holds all weights.
@@ -70,26 +78,52 @@ pub(crate) struct Network {
 impl Network {
     /// Takes ownership of all parameters, in the layout of [`ParameterLayout::new`], and keeps this rank's part.
     pub(crate) fn new(config: ModelConfig, whole: Parameters, keeping: Keeping) -> Self {
+        Self::over(config, None, whole, keeping)
+    }
+
+    /// The same of adapters over the frozen weights `base`.
+    pub(crate) fn adapted(config: ModelConfig, base: Parameters, adapters: Parameters, keeping: Keeping) -> Self {
+        Self::over(config, Some(base), adapters, keeping)
+    }
+
+    fn over(config: ModelConfig, base: Option<Parameters>, whole: Parameters, keeping: Keeping) -> Self {
         if keeping.division.sharding == Sharding::Replicated {
-            return Self::assemble(config, keeping, whole, None);
+            return Self::assemble(config, keeping, base, whole, None);
         }
         let mut intake = Intake::new(&config, keeping.division, whole.flat.kind(), whole.flat.device());
         for bucket in whole.layout.buckets() {
             intake.take(&whole.layout, bucket.offset, &part(&whole.flat, bucket.offset, bucket.numel));
         }
         drop(whole);
-        Self::assemble(config, keeping, intake.parameters, intake.shard)
+        Self::assemble(config, keeping, base, intake.parameters, intake.shard)
     }
 
-    /// Loads the weights of a Hugging Face folder and keeps this rank's part.
+    /// Loads the weights of a Hugging Face folder and keeps this rank's part; with `lora`, all of them as the base of adapters.
     ///
     /// # Errors
-    /// Those of [`Parameters::load`].
-    pub(crate) fn load(folder: &Path, keeping: Keeping, kind: Kind, device: Device) -> Result<Self, TrainError> {
+    /// Those of [`Parameters::load`] and [`Parameters::load_adapters`], and when the model cannot have the adapters.
+    pub(crate) fn load(
+        folder: &Path,
+        lora: Option<&LoraSettings>,
+        keeping: Keeping,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self, TrainError> {
         let config = ModelConfig::read(folder).map_err(ModelError::from)?;
+        if let Some(lora) = lora {
+            let adapted = config.with_lora(&lora.adapters).map_err(ModelError::from)?;
+            let adapters = match &lora.path {
+                Some(path) => Parameters::load_adapters(path, &adapted, kind, device)?,
+                None => Parameters::fresh_adapters(&adapted, kind, device, lora.seed),
+            };
+            let base = Parameters::load(folder, &config, kind, device)?;
+            let belongs = (keeping.division.rank == 0).then(|| belongs_to(&adapted, &base)).transpose()?;
+            let network = Self::adapted(adapted, base, adapters, keeping);
+            return Ok(Self { adapted: belongs, ..network });
+        }
         if keeping.division.sharding == Sharding::Replicated {
             let whole = Parameters::load(folder, &config, kind, device)?;
-            return Ok(Self::assemble(config, keeping, whole, None));
+            return Ok(Self::assemble(config, keeping, None, whole, None));
         }
         let mut intake = Intake::new(&config, keeping.division, kind, device);
         let whole = ParameterLayout::new(&config);
@@ -97,15 +131,21 @@ impl Network {
             intake.take(&whole, spec.offset, &tensor.flatten(0, -1));
             Ok(())
         })?;
-        Ok(Self::assemble(config, keeping, intake.parameters, intake.shard))
+        Ok(Self::assemble(config, keeping, None, intake.parameters, intake.shard))
     }
 
-    fn assemble(config: ModelConfig, keeping: Keeping, parameters: Parameters, shard: Option<Tensor>) -> Self {
+    fn assemble(
+        config: ModelConfig,
+        keeping: Keeping,
+        base: Option<Parameters>,
+        parameters: Parameters,
+        shard: Option<Tensor>,
+    ) -> Self {
         let Keeping { division, exact_sums, .. } = keeping;
         let divided = ParameterLayout::divided(&config, division.parts());
         let (kind, device) = (parameters.flat.kind(), parameters.flat.device());
         let own = divided.total() / division.parts();
-        let model = Model::new(&config, &parameters);
+        let model = model(&config, base.as_ref(), &parameters);
         let mut network = Self {
             gradients: if exact_sums { model.zero_gradients().to_kind(Kind::Int64) } else { model.zero_gradients() },
             gradient_shard: shard.as_ref().map(|_| match exact_sums {
@@ -119,6 +159,8 @@ impl Network {
             held: Held::default(),
             config,
             division,
+            base,
+            adapted: None,
             parameters,
             shard,
             model,
@@ -271,13 +313,13 @@ impl Network {
     /// All-gathers the updated weights, bucket by bucket.
     fn exchange_weights(&self, wire: &mut Wire<'_>) -> Result<(), TrainError> {
         let gather = |buffer| wire.ask(Exchange::AllGather { buffer, part: None });
-        let buckets = self.divided.buckets().iter();
+        let buckets = self.divided.buckets().iter().filter(|bucket| bucket.room > 0);
         let pending: Vec<Pending> =
             buckets.map(|bucket| gather(part(&self.parameters.flat, bucket.offset, bucket.room))).collect();
         pending.into_iter().try_for_each(|pending| wire.wait(pending).map(|_| ()))
     }
 
-    /// Copies the current weights into the reference.
+    /// Copies the current weights into the reference; with adapters only these, since the base does not change.
     pub(crate) fn set_reference(&mut self) {
         let flat = self.shard.as_ref().unwrap_or(&self.parameters.flat).copy();
         self.hold_reference(flat);
@@ -288,7 +330,8 @@ impl Network {
         self.held.forget(Source::Reference);
         if self.shard.is_none() {
             let layout = self.parameters.layout.clone();
-            self.reference_model = Some(Model::new(&self.config, &Parameters { layout, flat: flat.shallow_clone() }));
+            let parameters = Parameters { layout, flat: flat.shallow_clone() };
+            self.reference_model = Some(model(&self.config, self.base.as_ref(), &parameters));
         }
         self.reference = Some(flat);
     }
@@ -355,7 +398,7 @@ impl Network {
         let layout = ParameterLayout::new(&self.config);
         let kind = self.parameters.flat.kind();
         let flat = wanted.then(|| Tensor::zeros([layout.total() as i64], (kind, Device::Cpu)));
-        for (divided, bucket) in self.divided.buckets().iter().zip(layout.buckets()) {
+        for (divided, bucket) in self.divided.buckets().iter().zip(layout.buckets()).filter(|(all, _)| all.room > 0) {
             let gathered = match &self.shard {
                 None => part(&self.parameters.flat, divided.offset, divided.numel),
                 Some(shard) => {
@@ -371,6 +414,21 @@ impl Network {
             }
         }
         Ok(flat.map(|flat| Parameters { layout, flat }))
+    }
+}
+
+/// What adapters of `config` over `base` are published as; reads all of the base.
+fn belongs_to(config: &ModelConfig, base: &Parameters) -> Result<Adapted, TrainError> {
+    let on_host = base.flat.to_device(Device::Cpu);
+    let settings = config.lora.as_ref().map(ToString::to_string).unwrap_or_default();
+    Ok(Adapted::of(weight_kind(on_host.kind()), bytes(&on_host)?, settings))
+}
+
+/// The model over `parameters`: all weights, or adapters of `base`.
+fn model(config: &ModelConfig, base: Option<&Parameters>, parameters: &Parameters) -> Model {
+    match base {
+        Some(base) => Model::adapted(config, base, parameters),
+        None => Model::new(config, parameters),
     }
 }
 

@@ -9,7 +9,8 @@ use pacs_runtime::net::Security;
 use pacs_torch::bytes;
 use pacs_torch::tch::{Device, Kind};
 use pacs_weights::{
-    Announcement, DataServer, GroupTransport, HostStore, ServerOptions, Shelf, StoreError, VersionId, WeightKind,
+    Adapted, Announcement, DataServer, GroupTransport, HostStore, ServerOptions, Shelf, StoreError, VersionId,
+    WeightKind,
 };
 
 /// Writes weight versions where rollout workers find them, and retires old ones.
@@ -53,10 +54,12 @@ impl Publisher {
         self.store.leave();
     }
 
-    /// Publishes the weights as `version` of `generation` and returns their announcement.
+    /// Publishes the weights as `version` of `generation` and returns their announcement; `adapted` says what they adapt, where they
+    /// are adapters.
     pub(crate) fn publish(
         &self,
         parameters: &Parameters,
+        adapted: Option<&Adapted>,
         generation: u64,
         version: u64,
     ) -> anyhow::Result<v1::WeightsRef> {
@@ -74,11 +77,19 @@ impl Publisher {
             self.store.retire_before(newest);
             self.shelf.retire_before(newest);
         }
-        let kind = if flat.kind() == Kind::Float { WeightKind::Float32 } else { WeightKind::Bfloat16 };
-        let whole = self.store.publish(id, kind, bytes(flat)?)?;
+        let (kind, content) = (weight_kind(flat.kind()), bytes(flat)?);
+        let whole = match adapted {
+            None => self.store.publish(id, kind, content)?,
+            Some(adapted) => self.store.publish_adapters(id, kind, adapted, content)?,
+        };
         self.shelf.put(&whole);
         *newest = Some(id);
         let address = self.server.address().to_string();
         Ok((&Announcement { description: whole.description().clone(), address }).into())
     }
+}
+
+/// The element type of published weights of a kind.
+pub(crate) fn weight_kind(kind: Kind) -> WeightKind {
+    if kind == Kind::Float { WeightKind::Float32 } else { WeightKind::Bfloat16 }
 }

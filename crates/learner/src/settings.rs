@@ -1,9 +1,10 @@
 //! What a learner rank reads of the job spec.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use pacs_algo::{LearningRate, Objective};
-use pacs_shape::Division;
+use pacs_shape::{Division, Lora};
 use pacs_spec::{JobSpec, ObjectiveKind, ObjectiveSpec, OldLogprobs, OptimizerSpec};
 
 use crate::external::ExternalSettings;
@@ -43,6 +44,19 @@ pub struct TrainerSettings {
     pub saves_in_background: bool,
     /// Peak FLOP/s of one rank's device, for the utilisation metric; `None` omits it.
     pub peak_flops: Option<f64>,
+    /// Adapters that are trained in place of the model; `None` when all weights are.
+    pub lora: Option<LoraSettings>,
+}
+
+/// The adapters of a job, and what they start from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraSettings {
+    /// Rank, scale and targets.
+    pub adapters: Lora,
+    /// Folder of a PEFT adapter to start from; `None` for fresh ones.
+    pub path: Option<PathBuf>,
+    /// Seed of fresh adapters, the same on every rank.
+    pub seed: u64,
 }
 
 impl TrainerSettings {
@@ -66,6 +80,11 @@ impl TrainerSettings {
             memory_bytes: spec.learner_memory(),
             saves_in_background: spec.saves_in_background(),
             peak_flops: spec.resources.peak_flops,
+            lora: spec.model.lora.as_ref().map(|lora| LoraSettings {
+                adapters: lora.adapters(),
+                path: lora.path.clone(),
+                seed: spec.seed,
+            }),
         }
     }
 

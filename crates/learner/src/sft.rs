@@ -107,7 +107,16 @@ impl FineTuner {
     /// Creates a fine-tuner at update 0.
     #[must_use]
     pub fn new(config: &ModelConfig, parameters: Parameters, settings: FineTunerSettings) -> Self {
-        let model = Model::new(config, &parameters);
+        Self::over(config, Model::new(config, &parameters), parameters, settings)
+    }
+
+    /// Creates a fine-tuner of `adapters` over the frozen weights `base`; `config` is that of the adapters.
+    #[must_use]
+    pub fn adapted(config: &ModelConfig, base: &Parameters, adapters: Parameters, settings: FineTunerSettings) -> Self {
+        Self::over(config, Model::adapted(config, base, &adapters), adapters, settings)
+    }
+
+    fn over(config: &ModelConfig, model: Model, parameters: Parameters, settings: FineTunerSettings) -> Self {
         let gradients = model.zero_gradients();
         let flat = &parameters.flat;
         let optimizer = Optimizer::new(flat.numel(), flat.kind(), flat.device());
@@ -119,7 +128,7 @@ impl FineTuner {
         Self { settings, parameters, optimizer, segments, model, gradients }
     }
 
-    /// Returns the current weights.
+    /// Returns the current weights: all of them, or the adapters.
     #[must_use]
     pub fn parameters(&self) -> &Parameters {
         &self.parameters

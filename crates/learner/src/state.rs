@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 use pacs_shape::{Division, ParameterLayout};
 use pacs_torch::dithered_bf16;
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
+use pacs_weights::Adapted;
 
 use crate::checkpoint::CheckpointError;
 use crate::file::{Written, write_tensors};
@@ -64,12 +65,13 @@ pub(crate) fn capture(network: &Network, step: u64, prefix: &str, memory: Memory
     }
     let ranges: Vec<String> =
         network.segments().iter().map(|segment| format!("{}+{}", segment.index, segment.len)).collect();
-    let metadata = vec![
+    let mut metadata = vec![
         ("step", step.to_string()),
         ("updates", optimizer.updates.to_string()),
         ("total_updates", optimizer.total_updates.to_string()),
         ("ranges", ranges.join(" ")),
     ];
+    metadata.extend(network.adapted.as_ref().map(|adapted| ("base", adapted.base_digits())));
     StateContent { name: file_name(prefix, network.division), metadata, tensors }
 }
 
@@ -111,6 +113,17 @@ pub(crate) fn restore(network: &mut Network, folder: &Path, prefix: &str) -> Res
     let layout = ParameterLayout::new(&network.config);
     let files = StateFiles::find(folder, prefix, layout.total())?;
     let [step, updates, total_updates] = files.counts;
+    // Only the rank that publishes knows the digest of its base; one is enough to refuse.
+    if let Some((found, own)) = files.base.as_ref().zip(network.adapted.as_ref().map(Adapted::base_digits))
+        && *found != own
+    {
+        let problem = format!(
+            "its adapters belong to a base with the digest {}…, and the model folder holds one with {}…, or is read in another precision",
+            &found[..16.min(found.len())],
+            &own[..16]
+        );
+        return Err(CheckpointError::Content { path: folder.to_owned(), problem });
+    }
     let targets = |network: &Network, tensor: &Tensor| -> Vec<Target> {
         let parts = network.optimizer_parts(tensor).into_iter().zip(network.segments());
         parts.map(|(values, segment)| Target { index: segment.index, values }).collect()

@@ -30,6 +30,8 @@ pub(crate) struct Target {
 pub(crate) struct StateFiles {
     /// Step, updates since the moments were zero, and updates of the job; the same in all files.
     pub(crate) counts: [u64; 3],
+    /// Digest of the base that adapters belong to, in hexadecimal digits, where a file says so.
+    pub(crate) base: Option<String>,
     files: Vec<StateFile>,
 }
 
@@ -37,6 +39,7 @@ struct StateFile {
     path: PathBuf,
     /// Parameters in the file, in its order, by their place in the layout of the whole model.
     ranges: Vec<Range<usize>>,
+    base: Option<String>,
     tensors: HashMap<String, Stored>,
 }
 
@@ -53,7 +56,7 @@ impl StateFiles {
     /// Opens the files of `folder` that begin with `prefix` and checks that together they hold `parameters` parameters.
     pub(crate) fn find(folder: &Path, prefix: &str, parameters: usize) -> Result<Self, CheckpointError> {
         let entries = std::fs::read_dir(folder).map_err(|error| file_error(folder, error))?;
-        let (mut files, mut counts) = (Vec::new(), None);
+        let (mut files, mut counts, mut base) = (Vec::new(), None, None);
         for entry in entries {
             let entry = entry.map_err(|error| file_error(folder, error))?;
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -63,6 +66,7 @@ impl StateFiles {
                     let problem = "it is of another step than the files next to it".to_owned();
                     return Err(CheckpointError::Content { path: entry.path(), problem });
                 }
+                base = base.or_else(|| file.base.clone());
                 files.push(file);
             }
         }
@@ -71,7 +75,7 @@ impl StateFiles {
             let problem = format!("the state files hold {held} parameters, the model has {parameters}");
             return Err(CheckpointError::Content { path: folder.to_owned(), problem });
         };
-        Ok(Self { counts, files })
+        Ok(Self { counts, base, files })
     }
 
     /// Whether the files hold a tensor `name`.
@@ -145,7 +149,8 @@ impl StateFile {
             })
             .collect();
         let tensors = tensors?;
-        Ok((counts, Self { path, ranges, tensors }))
+        let base = text("base").ok().map(str::to_owned);
+        Ok((counts, Self { path, ranges, base, tensors }))
     }
 
     fn parameters(&self) -> usize {

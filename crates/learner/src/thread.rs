@@ -247,7 +247,8 @@ impl State {
         let Some(weights) = trainer.weights(collective.as_mut(), group.rank == 0).map_err(|error| fail(&error))? else {
             return Ok(None);
         };
-        self.setup.publisher.publish(&weights, group.generation, trainer.step).map(Some).map_err(transient)
+        let adapted = trainer.network.adapted.as_ref();
+        self.setup.publisher.publish(&weights, adapted, group.generation, trainer.step).map(Some).map_err(transient)
     }
 
     fn train(&mut self, batch: &TrainBatch, learning_rate: Option<f64>) -> Result<v1::TrainResult, v1::TaskFailure> {
@@ -279,6 +280,9 @@ impl State {
         let mut metrics: std::collections::HashMap<String, f64> = report.metrics.into_iter().collect();
         metrics.insert("seconds_update".into(), trained);
         metrics.insert("seconds_publish".into(), started.elapsed().as_secs_f64());
+        if let Some(weights) = &weights {
+            metrics.insert("published_bytes".into(), weights.bytes as f64);
+        }
         Ok(v1::TrainResult { weights, metrics, skipped_updates: report.skipped_updates })
     }
 

@@ -106,27 +106,49 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Loads the model in `folder` as a trainer at step 0.
+    /// Loads the model in `folder` as a trainer at step 0, with adapters where the settings have them.
     ///
     /// # Errors
     /// When the model cannot be loaded.
     pub fn load(folder: &Path, settings: TrainerSettings, kind: Kind, device: Device) -> Result<Self, TrainError> {
         let before = Memory::used(device);
-        let network = Network::load(folder, keeping(&settings), kind, device)?;
+        let network = Network::load(folder, settings.lora.as_ref(), keeping(&settings), kind, device)?;
         Ok(Self::assemble(network, settings, before))
     }
 
     /// Creates a trainer at step 0 from parameters in memory, in the layout of [`pacs_model::ParameterLayout::new`].
+    ///
+    /// # Panics
+    /// When the settings have adapters ([`Trainer::adapted`]).
     #[must_use]
     pub fn new(config: ModelConfig, parameters: Parameters, settings: TrainerSettings) -> Self {
+        assert!(settings.lora.is_none(), "the settings have adapters");
         let bytes = (parameters.flat.numel() * parameters.flat.kind().elt_size_in_bytes()) as u64;
         let before = Memory::used(parameters.flat.device()).saturating_sub(bytes);
         let network = Network::new(config, parameters, keeping(&settings));
         Self::assemble(network, settings, before)
     }
 
+    /// Creates a trainer at step 0 of fresh adapters over `base`, a model in memory.
+    ///
+    /// # Errors
+    /// When the model cannot have the adapters of the settings.
+    ///
+    /// # Panics
+    /// When the settings have none.
+    pub fn adapted(config: &ModelConfig, base: Parameters, settings: TrainerSettings) -> Result<Self, TrainError> {
+        let lora = settings.lora.as_ref().expect("the settings have adapters");
+        let bytes = (base.flat.numel() * base.flat.kind().elt_size_in_bytes()) as u64;
+        let before = Memory::used(base.flat.device()).saturating_sub(bytes);
+        let adapted = config.with_lora(&lora.adapters).map_err(ModelError::from)?;
+        let adapters = Parameters::fresh_adapters(&adapted, base.flat.kind(), base.flat.device(), lora.seed);
+        let network = Network::adapted(adapted, base, adapters, keeping(&settings));
+        Ok(Self::assemble(network, settings, before))
+    }
+
     fn assemble(network: Network, settings: TrainerSettings, before: u64) -> Self {
-        let critic = settings.objective.needs().values.then(|| Critic::new(&network, keeping(&settings)));
+        let seed = settings.lora.as_ref().map_or(0, |lora| lora.seed);
+        let critic = settings.objective.needs().values.then(|| Critic::new(&network, keeping(&settings), seed));
         let asks = settings.objective == Objective::External && settings.division.rank == 0;
         let program = settings.external.clone().filter(|_| asks);
         let external = program.map(|program| Mutex::new(External::new(program)));
@@ -152,7 +174,14 @@ impl Trainer {
         self.kernels = Some(kernels);
     }
 
-    /// Returns all weights, or `None` unless `wanted`. Collective: every rank has to call it.
+    /// Returns the frozen weights that adapters adapt, and the configuration of these; `None` when all weights are trained.
+    #[must_use]
+    pub fn base(&self) -> Option<(&ModelConfig, &Parameters)> {
+        self.network.base.as_ref().map(|base| (&self.network.config, base))
+    }
+
+    /// Returns all weights that are trained (with adapters these alone), or `None` unless `wanted`. Collective: every rank has to
+    /// call it.
     ///
     /// Replicated weights share storage with the trainer; sharded weights are gathered into host memory.
     ///

@@ -37,10 +37,7 @@ impl Checkpoint {
         let single = dir.join("model.safetensors");
         let index = dir.join("model.safetensors.index.json");
         if single.exists() {
-            let mut checkpoint = Self { place: single.clone(), shards: Vec::new(), tensors: BTreeMap::new() };
-            let file = open(&single)?;
-            checkpoint.add_shard(single, file, None)?;
-            return Ok(checkpoint);
+            return Self::open_file(single);
         }
         if !index.exists() {
             return Err(ModelError::NoWeights { folder: dir.to_owned() });
@@ -52,6 +49,14 @@ impl Checkpoint {
         for ((shard, names), file) in shards.into_iter().zip(files) {
             checkpoint.add_shard(dir.join(shard), file, Some(&names))?;
         }
+        Ok(checkpoint)
+    }
+
+    /// Reads the header of one file.
+    pub(crate) fn open_file(path: PathBuf) -> Result<Self, ModelError> {
+        let mut checkpoint = Self { place: path.clone(), shards: Vec::new(), tensors: BTreeMap::new() };
+        let file = open(&path)?;
+        checkpoint.add_shard(path, file, None)?;
         Ok(checkpoint)
     }
 

@@ -6,7 +6,7 @@ use pacs_text::ChatTemplate;
 use pacs_torch::tch::Kind;
 use serde_json::{Map, Value};
 
-use crate::save::{copy_companions, sync_folder, write_config, write_file, write_weights};
+use crate::save::{WEIGHTS, copy_companions, sync_folder, write_config, write_file, write_tensors};
 use crate::{ModelError, Parameters};
 
 /// What the folder of a trained model says besides its weights.
@@ -47,6 +47,27 @@ impl Export {
         Ok(export)
     }
 
+    /// The folder that training began with.
+    #[must_use]
+    pub fn source(&self) -> &Path {
+        &self.source
+    }
+
+    /// Writes the folder; `write_weights` writes its weights, of `kind`.
+    pub(crate) fn write(
+        &self,
+        out_dir: &Path,
+        kind: Kind,
+        write_weights: impl FnOnce(&Path) -> Result<(), ModelError>,
+    ) -> Result<(), ModelError> {
+        fs::create_dir_all(out_dir).map_err(ModelError::io("create", out_dir))?;
+        write_weights(&out_dir.join(WEIGHTS))?;
+        copy_companions(&self.source, out_dir)?;
+        self.write_texts(out_dir)?;
+        write_config(&self.source.join("config.json"), &out_dir.join("config.json"), kind)?;
+        sync_folder(out_dir)
+    }
+
     fn write_texts(&self, out_dir: &Path) -> Result<(), ModelError> {
         if let Some(template) = &self.chat_template {
             write_file(&out_dir.join(TEMPLATE), template.as_bytes())?;
@@ -83,12 +104,7 @@ impl Parameters {
     /// # Errors
     /// When a file cannot be read or written, or `kind` is none that weights are stored in.
     pub fn export(&self, export: &Export, out_dir: &Path, kind: Kind) -> Result<(), ModelError> {
-        fs::create_dir_all(out_dir).map_err(ModelError::io("create", out_dir))?;
-        write_weights(self, out_dir, kind)?;
-        copy_companions(&export.source, out_dir)?;
-        export.write_texts(out_dir)?;
-        write_config(&export.source.join("config.json"), &out_dir.join("config.json"), kind)?;
-        sync_folder(out_dir)
+        export.write(out_dir, kind, |path| write_tensors(self, path, kind, str::to_owned))
     }
 }
 

@@ -9,9 +9,10 @@ use pacs_torch::tch::{Kind, Tensor};
 
 use crate::ModelConfig;
 use crate::attention::{Attention, AttentionTrace, Packed};
+use crate::linear::Linear;
 use crate::model::Weight;
 use crate::norm::Norm;
-use crate::ops::{add_column_sums, add_weight_gradient, gate, gate_backward, linear, matmul};
+use crate::ops::{add_column_sums, gate, gate_backward};
 use crate::rope::Rotation;
 
 /// The weights of a layer; fused leaves are found by their first part.
@@ -23,7 +24,7 @@ pub(crate) struct Layer {
     head_dim: i64,
     activation: Activation,
     norms: Norms,
-    qkv: Weight,
+    qkv: Linear,
     qkv_bias: Option<Weight>,
     head_norms: Option<HeadNormWeights>,
     /// Which of the rotations of a pass is the layer's.
@@ -31,9 +32,9 @@ pub(crate) struct Layer {
     rotates_partly: bool,
     /// Queries are multiplied by it.
     query_factor: f64,
-    o: Weight,
-    gate_up: Weight,
-    down: Weight,
+    o: Linear,
+    gate_up: Linear,
+    down: Linear,
 }
 
 /// The norms of a layer; none where its family has none.
@@ -114,7 +115,7 @@ pub(crate) struct Activations {
 impl Layer {
     pub(crate) fn new(config: &ModelConfig, index: usize, find: impl Fn(&str) -> Option<Weight>) -> Self {
         let architecture = config.architecture;
-        let find = |suffix: &str| find(&layer_parameter(index, suffix));
+        let find = &|suffix: &str| find(&layer_parameter(index, suffix));
         let get = |suffix: &str| find(suffix).expect("the layout has every parameter of its configuration");
         let norm = |name: &str| Norm::new(get(name), config.rms_eps, architecture.norms_add_one);
         let head_norms = |together| HeadNormWeights {
@@ -123,6 +124,8 @@ impl Layer {
             together,
         };
         let Architecture { norms, activation, .. } = architecture;
+        let [qkv, o, gate_up, down] =
+            config.linear_modules().map(|modules| Linear::new(&modules, config.lora.as_ref(), find));
         Self {
             index,
             heads: config.heads,
@@ -135,7 +138,7 @@ impl Layer {
                 before_ffn: norms.before_ffn.map(norm),
                 after_ffn: norms.after_ffn.map(norm),
             },
-            qkv: get(&architecture.first_qkv()),
+            qkv,
             qkv_bias: find("self_attn.q_proj.bias"),
             head_norms: match architecture.head_norms {
                 HeadNorms::Absent => None,
@@ -146,9 +149,9 @@ impl Layer {
             rotation: config.layer_kind(index).rotary.unwrap_or(config.rotary.len()),
             rotates_partly: config.rotates_partly(),
             query_factor: config.query_factor(),
-            o: get("self_attn.o_proj.weight"),
-            gate_up: get(&architecture.first_gate_up()),
-            down: get("mlp.down_proj.weight"),
+            o,
+            gate_up,
+            down,
         }
     }
 
@@ -164,9 +167,9 @@ impl Layer {
                 attention.attend(self.index, q, k, v)
             }
         };
-        let added = maybe(self.norms.after_attention.as_ref(), self.o.apply(&attended));
+        let added = maybe(self.norms.after_attention.as_ref(), self.o.apply(&attended, None));
         let (middle, gate_up) = self.gates(input, added);
-        let output = self.down.apply(&gate(self.activation, &gate_up));
+        let output = self.down.apply(&gate(self.activation, &gate_up), None);
         let pending = maybe(self.norms.after_ffn.as_ref(), output);
         Stream { residual: middle, pending: Some(pending) }
     }
@@ -206,9 +209,10 @@ impl Layer {
         let projections = self.head_norms.is_some().then(|| projected.shallow_clone());
         let qkv = self.rotated(projected, &rotations[self.rotation]);
         let attention = AttentionTrace::new(packed, self.index, qkv);
-        let (attention_output, added) = kept(self.norms.after_attention.as_ref(), self.o.apply(&attention.output()));
+        let (attention_output, added) =
+            kept(self.norms.after_attention.as_ref(), self.o.apply(&attention.output(), None));
         let (middle, gate_up) = self.gates(input.shallow_clone(), added);
-        let output = self.down.apply(&gate(self.activation, &gate_up));
+        let output = self.down.apply(&gate(self.activation, &gate_up), None);
         let (ffn_output, pending) = kept(self.norms.after_ffn.as_ref(), output);
         let stream = Stream { residual: middle.shallow_clone(), pending: Some(pending) };
         (stream, Activations { input, projections, attention, attention_output, middle, gate_up, ffn_output })
@@ -217,7 +221,7 @@ impl Layer {
     /// `[T, N + 2 K, H]`.
     fn project(&self, normed: &Tensor) -> Tensor {
         let bias = self.qkv_bias.as_ref().map(|bias| &bias.tensor);
-        linear(normed, &self.qkv.tensor, bias).view([-1, self.heads + 2 * self.kv_heads, self.head_dim])
+        self.qkv.apply(normed, bias).view([-1, self.heads + 2 * self.kv_heads, self.head_dim])
     }
 
     /// Rotated queries `[T, N, H]`, rotated keys and values `[T, K, H]`; takes the projections over.
@@ -245,7 +249,7 @@ impl Layer {
     fn gates(&self, input: Tensor, added: Tensor) -> (Tensor, Tensor) {
         let stream = Stream { residual: input, pending: Some(added) };
         let (middle, normed) = stream.maybe_normed(self.norms.before_ffn.as_ref());
-        let gate_up = self.gate_up.apply(&normed);
+        let gate_up = self.gate_up.apply(&normed, None);
         (middle, gate_up)
     }
 
@@ -261,26 +265,29 @@ impl Layer {
         let Activations { input, projections, attention, attention_output, middle, gate_up, ffn_output } = activations;
         let Norms { before_attention, after_attention, before_ffn, after_ffn } = &self.norms;
         let by_ffn = output_gradient(after_ffn.as_ref(), ffn_output, gradient, gradients);
-        let (by_gate_up, activation) = gate_backward(self.activation, gate_up, &self.down.backward_input(&by_ffn));
-        self.down.add(gradients, &by_ffn, &activation);
+        let (by_activation, by_low) = self.down.backward_input(&by_ffn);
+        let (by_gate_up, activation) = gate_backward(self.activation, gate_up, &by_activation);
+        drop(by_activation);
+        self.down.add(gradients, &by_ffn, &activation, by_low);
         drop((activation, by_ffn));
         let normed = maybe(before_ffn.as_ref(), middle.shallow_clone());
-        self.gate_up.add(gradients, &by_gate_up, &normed);
-        let by_normed = self.gate_up.backward_input(&by_gate_up);
+        let (by_normed, by_low) = self.gate_up.backward_input(&by_gate_up);
+        self.gate_up.add(gradients, &by_gate_up, &normed, by_low);
         drop((by_gate_up, normed));
         let by_middle = input_gradient(before_ffn.as_ref(), &middle, by_normed, gradient, gradients);
 
         let by_added = output_gradient(after_attention.as_ref(), attention_output, &by_middle, gradients);
-        self.o.add(gradients, &by_added, &attention.output());
-        let by_attended = attention.backward(&self.o.backward_input(&by_added));
+        let (by_attended, by_low) = self.o.backward_input(&by_added);
+        self.o.add(gradients, &by_added, &attention.output(), by_low);
         drop(by_added);
+        let by_attended = attention.backward(&by_attended);
         let by_projected = self.projections_backward(by_attended, projections, &rotations[self.rotation], gradients);
         let normed = maybe(before_attention.as_ref(), input.shallow_clone());
-        self.qkv.add(gradients, &by_projected, &normed);
-        if let Some(bias) = &self.qkv_bias {
-            add_column_sums(&mut bias.slot(gradients), &by_projected);
+        let (by_normed, by_low) = self.qkv.backward_input(&by_projected);
+        self.qkv.add(gradients, &by_projected, &normed, by_low);
+        if let Some(mut slot) = self.qkv_bias.as_ref().and_then(|bias| bias.slot(gradients)) {
+            add_column_sums(&mut slot, &by_projected);
         }
-        let by_normed = self.qkv.backward_input(&by_projected);
         input_gradient(before_attention.as_ref(), &input, by_normed, &by_middle, gradients)
     }
 
@@ -350,23 +357,6 @@ fn input_gradient(norm: Option<&Norm>, x: &Tensor, by_input: Tensor, past: &Tens
     match norm {
         Some(norm) => norm.backward(x, &by_input, Some(past), gradients),
         None => by_input + past,
-    }
-}
-
-impl Weight {
-    /// `x W^T`.
-    fn apply(&self, x: &Tensor) -> Tensor {
-        linear(x, &self.tensor, None)
-    }
-
-    /// Gradient by the input of [`Weight::apply`].
-    fn backward_input(&self, gradient: &Tensor) -> Tensor {
-        matmul(gradient, &self.tensor)
-    }
-
-    /// Adds the gradient of a matrix: `gradient` by its output, `input` it was applied to.
-    fn add(&self, gradients: &Tensor, gradient: &Tensor, input: &Tensor) {
-        add_weight_gradient(&mut self.slot(gradients), gradient, input);
     }
 }
 

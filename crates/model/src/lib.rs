@@ -7,11 +7,15 @@
 //! Not here: tokenizers and chat templates, the KV cache of generation (it implements [`Attention`] for itself), the
 //! objective, the optimizer. The model does not know whether it is one of many ranks.
 //!
+//! With adapters ([`ModelConfig::with_lora`]) the parameters of a model are those of its adapters alone; [`Model::adapted`] computes
+//! with them over a frozen base, and [`Parameters::merge_into`] makes an ordinary model of both.
+//!
 //! Start with [`ModelConfig::read`], [`Parameters::load`] and [`Model::new`]; [`attention::Packed`] for training and
 //! scoring, [`logprob`] for the vocabulary-wide end, [`values`] for that of a value model, [`import`] for GGUF files.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a panic is how a test fails"))]
 
+mod adapter;
 pub mod attention;
 mod checkpoint;
 mod error;
@@ -19,6 +23,7 @@ mod export;
 pub mod import;
 mod kernels;
 mod layer;
+mod linear;
 pub mod logprob;
 mod model;
 mod norm;
@@ -30,13 +35,14 @@ mod score;
 mod stages;
 mod value;
 
+pub use adapter::adapter_config;
 pub use attention::Attention;
 pub use error::ModelError;
 pub use export::Export;
 pub use kernels::{kernel_shape, load_kernels, missing_kernels};
 pub use model::{Keep, Model, Trace};
 pub use pacs_shape::{
-    Architecture, Bucket, LayerKind, LeafSpec, ModelConfig, ParameterLayout, ParameterSpec, RopeScaling, Rotary,
+    Architecture, Bucket, LayerKind, LeafSpec, Lora, ModelConfig, ParameterLayout, ParameterSpec, RopeScaling, Rotary,
     ShapeError,
 };
 pub use parameters::Parameters;

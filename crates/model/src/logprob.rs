@@ -115,7 +115,7 @@ pub struct HeadGradient {
 /// entropies of the distributions that they stand in.
 ///
 /// `hidden`: `[M, D]`, the rows that predict; `targets`: `M` of them; `chunk`: positions whose logits exist at once.
-/// The gradient of the head's matrix is added to `gradients`, as [`Model::zero_gradients`] makes it. Chunks whose
+/// The gradient of the head's matrix, unless that is frozen, is added to `gradients`, as [`Model::zero_gradients`] makes it. Chunks whose
 /// coefficients are all zero skip their backward.
 ///
 /// # Panics
@@ -152,12 +152,16 @@ pub fn head_backward(
                     // The rows of a chunk are of one unit.
                     let unit = Units::new(&[rows.len()]);
                     narrow(&by_hidden).copy_(&matmul(&unit, &by_logits, model.head_weight()));
-                    let added = add_weight_gradient(&unit, &mut by_weight, &by_logits, &hidden);
-                    added.expect("the slot is contiguous");
+                    if let Some(by_weight) = &mut by_weight {
+                        let added = add_weight_gradient(&unit, by_weight, &by_logits, &hidden);
+                        added.expect("the slot is contiguous");
+                    }
                     continue;
                 }
                 narrow(&by_hidden).copy_(&by_logits.matmul(model.head_weight()));
-                add_product(&mut by_weight, &by_logits, &hidden).expect("the slot is contiguous");
+                if let Some(by_weight) = &mut by_weight {
+                    add_product(by_weight, &by_logits, &hidden).expect("the slot is contiguous");
+                }
             }
         }
         HeadGradient { logprobs: to_vec(&scores.logprobs), entropies: to_vec(&scores.entropies), by_hidden }

@@ -34,17 +34,23 @@ pub struct Model {
     ropes: Ropes,
 }
 
-/// A view of the parameters, and its place among them.
+/// A view of the parameters, and its place among those that are trained; none where it is frozen.
 #[derive(Debug)]
 pub(crate) struct Weight {
     pub(crate) tensor: Tensor,
-    offset: usize,
+    offset: Option<usize>,
 }
 
 impl Weight {
-    /// Where its gradient goes: a part of a flat buffer in the layout of the parameters.
-    pub(crate) fn slot(&self, gradients: &Tensor) -> Tensor {
-        slice(gradients, self.offset, &self.tensor.size())
+    /// Where its gradient goes: a part of a flat buffer in the layout of the parameters. None where it is frozen.
+    pub(crate) fn slot(&self, gradients: &Tensor) -> Option<Tensor> {
+        self.offset.map(|offset| slice(gradients, offset, &self.tensor.size()))
+    }
+
+    /// The same, and a buffer of its own where it is frozen: for small weights, whose gradient comes with that of the input.
+    pub(crate) fn slot_or_scratch(&self, gradients: &Tensor) -> Tensor {
+        let scratch = || Tensor::zeros(self.tensor.size(), (gradients.kind(), gradients.device()));
+        self.slot(gradients).unwrap_or_else(scratch)
     }
 }
 
@@ -88,16 +94,47 @@ impl Model {
     ///
     /// Where layers take turns in one place ([`ParameterLayout::windowed`]), their weights must be brought there before
     /// each is used ([`Stages`]).
+    ///
+    /// # Panics
+    /// When `config` has adapters, whose model needs its base ([`Model::adapted`]).
     #[must_use]
     pub fn new(config: &ModelConfig, parameters: &Parameters) -> Self {
+        assert!(config.lora.is_none(), "adapters need their base");
+        Self::build(config, parameters, None)
+    }
+
+    /// A model of the frozen weights `base` with `adapters`, sharing the storage of both. Its parameters, and the gradients of its
+    /// backward, are those of the adapters.
+    ///
+    /// `base`: in the layout of [`ModelConfig::base`], of the kind and on the device of the adapters; `adapters` of a value model hold
+    /// its head, too, and `base` may be that of the policy.
+    ///
+    /// # Panics
+    /// When `config` has no adapters, or kinds or devices differ.
+    #[must_use]
+    pub fn adapted(config: &ModelConfig, base: &Parameters, adapters: &Parameters) -> Self {
+        assert!(config.lora.is_some(), "the configuration has no adapters");
+        let place = |parameters: &Parameters| (parameters.flat.kind(), parameters.flat.device());
+        assert_eq!(place(base), place(adapters), "kind and device of base and adapters");
+        Self::build(config, adapters, Some(base))
+    }
+
+    fn build(config: &ModelConfig, parameters: &Parameters, base: Option<&Parameters>) -> Self {
         let layout = parameters.layout.clone();
         let flat = parameters.flat.shallow_clone();
+        let view = |from: &Parameters, name: &str| {
+            let leaf = &from.layout.leaves()[from.layout.leaf_of(name)?];
+            Some((slice(&from.flat, leaf.offset, &leaf.shape), leaf.offset))
+        };
         let find = |name: &str| {
-            let leaf = &layout.leaves()[layout.leaf_of(name)?];
-            Some(Weight { tensor: slice(&flat, leaf.offset, &leaf.shape), offset: leaf.offset })
+            let trained = view(parameters, name).map(|(tensor, offset)| Weight { tensor, offset: Some(offset) });
+            let frozen = || view(base?, name).map(|(tensor, _)| Weight { tensor, offset: None });
+            trained.or_else(frozen)
         };
         let get = |name: &str| find(name).expect("the layout has every parameter of its configuration");
-        let (embedding, head) = (get(EMBEDDING), get(&layout.head().name));
+        // The head of a value model is trained with adapters, too.
+        let of_head = base.filter(|_| !config.estimates_values).map_or(&layout, |base| &base.layout);
+        let (embedding, head) = (get(EMBEDDING), get(&of_head.head().name));
         let norm = Norm::new(get(FINAL_NORM), config.rms_eps, config.architecture.norms_add_one);
         let layers = (0..config.layers).map(|index| Layer::new(config, index, find)).collect();
         let ropes = Ropes::new(config, flat.device());
@@ -141,8 +178,9 @@ impl Model {
         &self.head.tensor
     }
 
-    /// Where the gradient of [`Model::head_weight`] goes, in a flat buffer as [`Model::zero_gradients`] makes it.
-    pub(crate) fn head_slot(&self, gradients: &Tensor) -> Tensor {
+    /// Where the gradient of [`Model::head_weight`] goes, in a flat buffer as [`Model::zero_gradients`] makes it; none where the head
+    /// is frozen.
+    pub(crate) fn head_slot(&self, gradients: &Tensor) -> Option<Tensor> {
         self.head.slot(gradients)
     }
 
@@ -302,7 +340,9 @@ impl Model {
             if self.embedding_factor != 1.0 {
                 gradient = &gradient * self.embedding_factor;
             }
-            add_rows(&mut self.embedding.slot(gradients), &tokens, &gradient);
+            if let Some(mut slot) = self.embedding.slot(gradients) {
+                add_rows(&mut slot, &tokens, &gradient);
+            }
             stages.after_backward(0)
         })
     }

@@ -46,7 +46,7 @@ impl Norm {
     /// Backward of [`Norm::apply`]: adds the gradient of the weight to `gradients`, returns that by `x` plus `past`, the gradient
     /// that flows past the norm.
     pub(crate) fn backward(&self, x: &Tensor, gradient: &Tensor, past: Option<&Tensor>, gradients: &Tensor) -> Tensor {
-        let slot = &mut self.weight.slot(gradients);
+        let slot = &mut self.weight.slot_or_scratch(gradients);
         if !self.adds_one {
             return rms_norm_backward(x, &self.weight.tensor, self.epsilon, gradient, past, slot);
         }

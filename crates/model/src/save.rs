@@ -9,8 +9,10 @@ use pacs_torch::tch::{Kind, Tensor};
 use safetensors::tensor::{Dtype, View};
 use serde_json::Value;
 
-use crate::{ModelError, Parameters, ShapeError};
+use crate::{ModelError, ParameterLayout, ParameterSpec, Parameters, ShapeError};
 
+/// File of a model's weights.
+pub(crate) const WEIGHTS: &str = "model.safetensors";
 /// Files beside the weights that a copy of the model needs; absent ones are passed over.
 const COMPANIONS: [&str; 10] = [
     "generation_config.json",
@@ -36,7 +38,7 @@ impl Parameters {
     /// When a file cannot be read or written, or `kind` is none that weights are stored in.
     pub fn save_hf(&self, source_dir: &Path, out_dir: &Path, kind: Kind) -> Result<(), ModelError> {
         fs::create_dir_all(out_dir).map_err(ModelError::io("create", out_dir))?;
-        write_weights(self, out_dir, kind)?;
+        write_tensors(self, &out_dir.join(WEIGHTS), kind, str::to_owned)?;
         copy_companions(source_dir, out_dir)?;
         write_config(&source_dir.join("config.json"), &out_dir.join("config.json"), kind)?;
         sync_folder(out_dir)
@@ -67,22 +69,37 @@ pub(crate) fn copy_companions(source_dir: &Path, out_dir: &Path) -> Result<(), M
     Ok(())
 }
 
-/// Writes `model.safetensors` under Hugging Face names.
-pub(crate) fn write_weights(parameters: &Parameters, out_dir: &Path, kind: Kind) -> Result<(), ModelError> {
-    let path = out_dir.join("model.safetensors");
-    let dtype = stored_dtype(kind, &path)?;
-    let tensors = parameters.layout.parameters().iter().map(|spec| {
+/// Writes parameters to one file, under names made of theirs.
+pub(crate) fn write_tensors(
+    parameters: &Parameters,
+    path: &Path,
+    kind: Kind,
+    named: impl Fn(&str) -> String,
+) -> Result<(), ModelError> {
+    write_made(&parameters.layout, path, kind, named, |spec| parameters.view(&spec.name))
+}
+
+/// The same of the parameters of a layout that are made one by one, while they are written.
+pub(crate) fn write_made(
+    layout: &ParameterLayout,
+    path: &Path,
+    kind: Kind,
+    named: impl Fn(&str) -> String,
+    make: impl Fn(&ParameterSpec) -> Tensor,
+) -> Result<(), ModelError> {
+    let dtype = stored_dtype(kind, path)?;
+    let tensors = layout.parameters().iter().map(|spec| {
         let shape = spec.shape.iter().map(|&size| size as usize).collect();
-        (spec.name.as_str(), Stored { tensor: parameters.view(&spec.name), kind, dtype, shape })
+        (named(&spec.name), Stored { spec, make: &make, kind, dtype, shape })
     });
     // Loaders older than this format's documentation insist on the entry.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let temporary = temporary_name(&path);
+    let temporary = temporary_name(path);
     safetensors::serialize_to_file(tensors, Some(metadata), &temporary).map_err(|error| match error {
         safetensors::SafeTensorError::IoError(source) => ModelError::io("write", &temporary)(source),
         other => ModelError::corrupt(&temporary, other.to_string()),
     })?;
-    finish(&temporary, &path)
+    finish(&temporary, path)
 }
 
 /// Writes a small file so that it is there in full or not at all.
@@ -147,15 +164,16 @@ fn finish(temporary: &Path, path: &Path) -> Result<(), ModelError> {
     fs::rename(temporary, path).map_err(ModelError::io("rename into place", path))
 }
 
-/// A tensor that is converted and copied to host memory only while it is written.
-struct Stored {
-    tensor: Tensor,
+/// A tensor that is made, converted and copied to host memory only while it is written.
+struct Stored<'a, M> {
+    spec: &'a ParameterSpec,
+    make: &'a M,
     kind: Kind,
     dtype: Dtype,
     shape: Vec<usize>,
 }
 
-impl View for Stored {
+impl<M: Fn(&ParameterSpec) -> Tensor> View for Stored<'_, M> {
     fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -165,13 +183,13 @@ impl View for Stored {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let tensor = self.tensor.to_kind(self.kind).contiguous();
+        let tensor = (self.make)(self.spec).to_kind(self.kind).contiguous();
         let mut data = vec![0; self.data_len()];
         tensor.copy_data_u8(&mut data, tensor.numel());
         data.into()
     }
 
     fn data_len(&self) -> usize {
-        self.tensor.numel() * self.kind.elt_size_in_bytes()
+        self.spec.numel() * self.kind.elt_size_in_bytes()
     }
 }

@@ -46,10 +46,10 @@ pub fn values_backward(model: &Model, hidden: &Tensor, by_value: &[f32], gradien
         let kind = gradient_kind(model.kind());
         let by_value = Tensor::from_slice(by_value).to_device(model.device()).to_kind(kind).unsqueeze(1);
         let wide = hidden.to_kind(kind);
+        let mut slot = model.head_slot(gradients).expect("the head of a value model is trained");
         match scored_units() {
-            Some(units) => add_weight_gradient(&units, &mut model.head_slot(gradients), &by_value, &wide)
-                .expect("the slot is contiguous"),
-            None => drop(model.head_slot(gradients).g_add_(&by_value.tr().matmul(&wide))),
+            Some(units) => add_weight_gradient(&units, &mut slot, &by_value, &wide).expect("the slot is contiguous"),
+            None => drop(slot.g_add_(&by_value.tr().matmul(&wide))),
         }
         // Each element is one product.
         by_value.matmul(&row(model, kind)).to_kind(hidden.kind())

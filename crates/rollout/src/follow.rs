@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::service::{CALL_DEADLINE, RolloutError, ServeError};
 use crate::thread::{Attached, Setup};
-use crate::weights::{MappedWeights, OWN};
+use crate::weights::{BaseCell, MappedWeights, OWN, kind};
 
 /// How long one call waits for news.
 const NEWS_WAIT: Duration = Duration::from_secs(10);
@@ -32,6 +32,8 @@ pub(crate) struct HostWeights {
     store: Arc<HostStore>,
     receiver: Receiver,
     server: DataServer,
+    /// What adapters are merged into.
+    base: BaseCell,
 }
 
 impl HostWeights {
@@ -49,7 +51,7 @@ impl HostWeights {
         let server = server.map_err(|error| format!("hand on weights at `{address}`: {error}"))?;
         let receiver = Receiver::new(Arc::clone(&store), shelf, FetchOptions::new(security.clone(), run));
         let receiver = receiver.with_broadcast(broadcast);
-        Ok(Self { store, receiver, server })
+        Ok(Self { store, receiver, server, base: BaseCell::default() })
     }
 }
 
@@ -165,13 +167,14 @@ impl Following {
                     // Before others hear of it: groups that are given to the engine come after.
                     self.held.send_replace(Some(self.engine.give(loaded)));
                 }
+                Err(NotBrought::Refused(problem)) => return Err(ServeError::Fatal(RolloutError::Config(problem))),
                 // There are newer ones by now.
-                Err(problem)
+                Err(NotBrought::Failed(problem))
                     if self.announced.borrow().as_ref().is_some_and(|newest| newest.description.id() != id) =>
                 {
                     tracing::debug!("{id} was not received: {problem}");
                 }
-                Err(problem) => {
+                Err(NotBrought::Failed(problem)) => {
                     failures += 1;
                     if failures >= ATTEMPTS {
                         return Err(ServeError::Rejoin(format!("receive {id}: {problem}")));
@@ -186,15 +189,26 @@ impl Following {
         &self,
         wanted: Announcement,
         announced: &mut watch::Receiver<Option<Announcement>>,
-    ) -> Result<MappedWeights, String> {
+    ) -> Result<MappedWeights, NotBrought> {
         let id = wanted.description.id();
         let cancelled = CancelOnDrop(Arc::default());
         let flag = Arc::clone(&cancelled.0);
         let (host, setup, find) = (Arc::clone(&self.host), Arc::clone(&self.setup), self.finder(id));
         let receiving = tokio::task::spawn_blocking(move || {
             let started = std::time::Instant::now();
-            let received = host.receiver.receive(&wanted, &find, &flag).map_err(|error| error.to_string())?;
-            let loaded = MappedWeights::map(&received, setup.config()).map_err(|error| error.to_string())?;
+            let failed = |error: &dyn std::fmt::Display| NotBrought::Failed(error.to_string());
+            let received = host.receiver.receive(&wanted, &find, &flag).map_err(|error| failed(&error))?;
+            let loaded = match setup.trained().lora {
+                None => MappedWeights::map(&received, setup.config()),
+                Some(_) => {
+                    let base = host.base.get(&host.store, &setup, kind(wanted.description.kind()));
+                    MappedWeights::map_adapters(&received, base.map_err(|error| failed(&error))?)
+                }
+            };
+            let loaded = loaded.map_err(|error| match error.is_final() {
+                true => NotBrought::Refused(format!("use {id}: {error}")),
+                false => failed(&error),
+            })?;
             tracing::debug!(
                 generation = id.generation.0,
                 version = id.version.0,
@@ -224,7 +238,7 @@ impl Following {
                 receiving.await
             }
         };
-        received.map_err(|error| format!("the receiving thread panicked: {error}"))?
+        received.map_err(|error| NotBrought::Failed(format!("the receiving thread panicked: {error}")))?
     }
 
     /// Asks the coordinator who hands the version out.
@@ -254,6 +268,15 @@ impl Following {
             Ok(reply.sources.into_iter().map(source).collect())
         }
     }
+}
+
+/// Why a version was not brought to the engine.
+#[derive(Debug)]
+enum NotBrought {
+    /// Another try may succeed.
+    Failed(String),
+    /// It is not for this worker, and no version after it will be.
+    Refused(String),
 }
 
 /// Has a transfer that nobody waits for end soon.

@@ -21,4 +21,4 @@ pub use engine::{Engine, EngineCounts, EngineError, EngineOptions, Finished, Gro
 pub use memory::cache_tokens;
 pub use schedule::BlockCounts;
 pub use service::{RolloutError, RolloutOptions, run};
-pub use weights::{MappedWeights, WeightsError};
+pub use weights::{Base, MappedWeights, WeightsError};

@@ -60,6 +60,8 @@ pub(crate) struct Setup {
     shares_gpu: bool,
     model: PathBuf,
     config: ModelConfig,
+    /// What is trained: the model, or adapters of it.
+    trained: ModelConfig,
     tokenizer: Arc<Tokenizer>,
     device: Device,
 }
@@ -69,6 +71,7 @@ impl Setup {
     pub(crate) fn read(spec: &JobSpec, cuda: bool, threads: usize) -> anyhow::Result<Self> {
         let device = pacs_torch::init(cuda, threads)?;
         let config = ModelConfig::read(&spec.model.path)?;
+        let trained = spec.model.trained(&config)?;
         let tokenizer = Arc::new(Tokenizer::read(&spec.model.path)?);
         let options = EngineOptions {
             rows: spec.rollout.max_concurrent_samples as usize,
@@ -94,7 +97,7 @@ impl Setup {
         }
         let longest = spec.data.max_prompt_tokens + spec.rollout.max_new_tokens as usize;
         let shares_gpu = spec.resources.share_gpus;
-        Ok(Self { options, longest, shares_gpu, model: spec.model.path.clone(), config, tokenizer, device })
+        Ok(Self { options, longest, shares_gpu, model: spec.model.path.clone(), config, trained, tokenizer, device })
     }
 
     /// The model's folder.
@@ -112,10 +115,23 @@ impl Setup {
         &self.config
     }
 
+    /// The configuration of what is trained, which published versions hold.
+    pub(crate) fn trained(&self) -> &ModelConfig {
+        &self.trained
+    }
+
     /// Whether an engine of the other one serves for this one, too.
     fn is_like(&self, other: &Self) -> bool {
-        (self.options, self.longest, self.shares_gpu, &self.model, &self.config, self.device)
-            == (other.options, other.longest, other.shares_gpu, &other.model, &other.config, other.device)
+        (self.options, self.longest, self.shares_gpu, &self.model, &self.config, &self.trained, self.device)
+            == (
+                other.options,
+                other.longest,
+                other.shares_gpu,
+                &other.model,
+                &other.config,
+                &other.trained,
+                other.device,
+            )
     }
 
     /// An engine; what the spec leaves open is decided when the weights have their memory.
@@ -380,7 +396,8 @@ mod tests {
             kernels: Kernels::Auto,
             cuda_graphs: false,
         };
-        Setup { options, longest: 200, shares_gpu: false, model, config, tokenizer, device: Device::Cpu }
+        let trained = config.clone();
+        Setup { options, longest: 200, shares_gpu: false, model, config, trained, tokenizer, device: Device::Cpu }
     }
 
     fn weights(setup: &Setup, version: u64) -> MappedWeights {

@@ -261,18 +261,6 @@ impl Architecture {
     pub(crate) fn gate_up_names(&self) -> &'static [&'static str] {
         if self.fused_projections { &["gate_up_proj"] } else { &["gate_proj", "up_proj"] }
     }
-
-    /// Name within a layer of the parameter that the leaf of the query, key and value projections begins with.
-    #[must_use]
-    pub fn first_qkv(&self) -> String {
-        format!("self_attn.{}.weight", self.qkv_names()[0])
-    }
-
-    /// The same of gates and ups.
-    #[must_use]
-    pub fn first_gate_up(&self) -> String {
-        format!("mlp.{}.weight", self.gate_up_names()[0])
-    }
 }
 
 #[cfg(test)]

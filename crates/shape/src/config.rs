@@ -11,7 +11,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::end_tokens::{self, EndToken};
-use crate::{Architecture, HeadNorms, ParameterLayout, ShapeError};
+use crate::{Architecture, HeadNorms, Lora, ParameterLayout, ShapeError};
 
 /// What distinguishes one model from another; sizes as libtorch counts them.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,6 +53,8 @@ pub struct ModelConfig {
     /// The model estimates values: it has a head of one row, `value_head.weight` `[1, D]`, and no LM head. No folder says
     /// so; see [`ModelConfig::of_values`].
     pub estimates_values: bool,
+    /// Adapters, which are all that is trained; see [`ModelConfig::with_lora`]. No folder of a model says so.
+    pub lora: Option<Lora>,
 }
 
 /// How the attention of one layer differs from that of others.
@@ -158,7 +160,7 @@ impl ModelConfig {
         Self { estimates_values: true, ..self.clone() }
     }
 
-    /// Number of parameters, tied ones counted once.
+    /// Number of parameters, tied ones counted once; those of the adapters alone where there are any.
     #[must_use]
     pub fn parameter_count(&self) -> usize {
         ParameterLayout::new(self).parameters().iter().map(|spec| spec.numel()).sum()

@@ -30,6 +30,12 @@ pub enum ShapeError {
         /// What is supported.
         hint: &'static str,
     },
+    /// The model cannot have the adapters that are asked for.
+    #[error("adapters: {detail}")]
+    Lora {
+        /// What does not fit.
+        detail: String,
+    },
 }
 
 impl ShapeError {

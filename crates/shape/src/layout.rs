@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use crate::{Architecture, HeadNorms, ModelConfig};
+use crate::{Architecture, HeadNorms, Lora, ModelConfig};
 
 /// Leaves start at multiples of this many elements, so that vector loads and network chunks stay aligned.
 const ALIGNMENT: usize = 64;
@@ -47,7 +47,7 @@ impl LeafSpec {
 /// Parameters that the forward uses one after the other: what is gathered, computed with and reduced as a whole.
 ///
 /// Bucket 0 is the embedding, bucket `1 + i` is layer `i`, the last one is the final norm and, where it is not the
-/// embedding, the LM head.
+/// embedding, the LM head. Those of adapters are the same, so the first and mostly the last one are empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bucket {
     /// First element in the flat buffer.
@@ -67,6 +67,8 @@ impl Bucket {
 }
 
 /// Where every parameter lies in the flat buffer, in the order in which the forward uses them.
+///
+/// Of a configuration with adapters ([`ModelConfig::with_lora`]) it is the layout of the adapters alone.
 #[derive(Clone, Debug)]
 pub struct ParameterLayout {
     parameters: Vec<ParameterSpec>,
@@ -114,7 +116,9 @@ impl ParameterLayout {
         };
         let multiple = ALIGNMENT * ranks.max(1);
         let d = config.hidden;
-        layout.push(&[(EMBEDDING.to_owned(), vec![config.vocab_size, d])]);
+        if config.lora.is_none() {
+            layout.push(&[(EMBEDDING.to_owned(), vec![config.vocab_size, d])]);
+        }
         layout.close_bucket(0, multiple);
         for index in 0..config.layers {
             let end = layout.total;
@@ -122,13 +126,19 @@ impl ParameterLayout {
                 layout.total = layout.buckets[1 + earlier].offset;
             }
             let start = layout.total;
-            layout.push_layer(config, index);
+            match &config.lora {
+                None => layout.push_layer(config, index),
+                Some(lora) => layout.push_adapters(config, lora, index),
+            }
             layout.close_bucket(start, multiple);
             layout.total = layout.total.max(end);
         }
         let start = layout.total;
-        layout.push(&[(FINAL_NORM.to_owned(), vec![d])]);
+        if config.lora.is_none() {
+            layout.push(&[(FINAL_NORM.to_owned(), vec![d])]);
+        }
         match head {
+            Head::Own if config.lora.is_some() => {}
             Head::Embedding => {}
             Head::Own => layout.push(&[(LM_HEAD.to_owned(), vec![config.vocab_size, d])]),
             Head::Values => layout.push(&[(VALUE_HEAD.to_owned(), vec![1, d])]),
@@ -180,6 +190,23 @@ impl ParameterLayout {
         }
     }
 
+    /// Appends the adapters of a layer. The `A` of modules that are multiplied together are one leaf, since they are multiplied
+    /// with the same input.
+    fn push_adapters(&mut self, config: &ModelConfig, lora: &Lora, index: usize) {
+        let name = |suffix: &str| layer_parameter(index, suffix);
+        for group in config.linear_modules() {
+            let adapted: Vec<_> = group.iter().filter(|module| lora.adapts(module.name())).collect();
+            if adapted.is_empty() {
+                continue;
+            }
+            let down = adapted.iter().map(|module| (name(&module.adapter('A')), vec![lora.rank, module.columns]));
+            self.push(&down.collect::<Vec<_>>());
+            for module in adapted {
+                self.push(&[(name(&module.adapter('B')), vec![module.rows, lora.rank])]);
+            }
+        }
+    }
+
     /// Ends the bucket that began at `offset`.
     fn close_bucket(&mut self, offset: usize, multiple: usize) {
         let numel = self.total - offset;
@@ -220,9 +247,12 @@ impl ParameterLayout {
 
     /// The parameter that the head multiplies with: the embedding when tied, the one row of a value model. The head's
     /// gradient belongs here.
+    ///
+    /// # Panics
+    /// When the layout is that of a policy's adapters, whose head is frozen.
     #[must_use]
     pub fn head(&self) -> &ParameterSpec {
-        self.find(self.head).expect("every layout has its head")
+        self.find(self.head).expect("every layout but that of adapters has its head")
     }
 
     /// Index of the leaf that the parameter with a Hugging Face name lies in.

@@ -53,7 +53,7 @@ pub struct TrainingSetup {
     pub windows: usize,
     /// A second set of weights is set aside.
     pub holds_reference: bool,
-    /// A value model is trained beside the policy: its trunk once more, with a state of its own.
+    /// A value model is trained beside the policy: its trunk once more, or adapters of its own, with a state of its own.
     pub trains_values: bool,
     /// The copy of the state that checkpoints are written from.
     pub copy: StateCopy,
@@ -112,7 +112,9 @@ pub struct MemoryPlan {
 /// Bytes of memory that one model takes on one rank, by what holds them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ModelPlan {
-    /// Weights that the model computes with.
+    /// Frozen weights that adapters adapt; 0 without adapters, and of a value model, which shares the policy's.
+    pub base: u64,
+    /// Weights that the model computes with and that are trained.
     pub weights: u64,
     /// Weights of the reference policy.
     pub reference: u64,
@@ -164,7 +166,7 @@ impl ModelPlan {
     /// What is there between passes, too.
     #[must_use]
     pub fn state(&self) -> u64 {
-        self.weights + self.reference + self.gradients + self.optimizer + self.copy
+        self.base + self.weights + self.reference + self.gradients + self.optimizer + self.copy
     }
 
     /// What a forward and backward takes besides the state.
@@ -231,7 +233,10 @@ impl TrainingSetup {
         // the first rank alone.
         let writes = parts > 1 || self.division.rank == 0;
         let written = if writes { own * (12 + if self.holds_reference { self.weight_bytes } else { 0 }) } else { 0 };
+        let frozen = config.lora.is_some() && !config.estimates_values;
+        let base = if frozen { ParameterLayout::new(&config.base()).total() as u64 } else { 0 };
         ModelPlan {
+            base: base * self.weight_bytes,
             weights: held * self.weight_bytes,
             reference: if self.holds_reference { set_aside * self.weight_bytes } else { 0 },
             gradients: held * if self.exact_sums { 8 } else { 4 },
@@ -310,7 +315,7 @@ impl TrainingSetup {
                 (true, false) => b,
                 (false, _) => 2 * b + 8,
             };
-        let by_head = if adds_in_place { 0 } else { v * d * b };
+        let by_head = if adds_in_place || self.config.lora.is_some() { 0 } else { v * d * b };
         chunk * v * logits + by_head + pass.scored * d * (2 * b + 4) + pass.tokens * d * (4 + b)
     }
 
@@ -320,7 +325,12 @@ impl TrainingSetup {
         // There are fused kernels for SiLU alone.
         let fused = self.has_kernels && self.config.architecture.activation == Activation::Silu;
         let wide = if fused { 0 } else { 4 * f * 4 };
-        pass.tokens * ((2 * f + 4 * d) * b + wide) + 2 * f * d * b + self.attention(pass)
+        // The gradient of a matrix before it is added; of adapters, what they add to gates and ups, and inputs of low rank.
+        let by_weight = match &self.config.lora {
+            None => 2 * f * d * b,
+            Some(lora) => pass.tokens * (f + 4 * lora.rank as u64) * b,
+        };
+        pass.tokens * ((2 * f + 4 * d) * b + wide) + by_weight + self.attention(pass)
     }
 
     fn heads(&self) -> Heads {
@@ -359,6 +369,7 @@ mod tests {
             logit_cap: None,
             tie_embeddings: false,
             estimates_values: false,
+            lora: None,
             end_tokens: vec![],
             max_positions: 32_768,
         }
@@ -397,6 +408,25 @@ mod tests {
         // An eighth, and embedding, head and two layers in place.
         assert!((weights - (14.19 / 8.0 + 2.03 + 0.87)).abs() < 0.02, "{weights}");
         assert!((gradients / weights - 2.0).abs() < 1e-9 && (optimizer - 10.64).abs() < 0.01);
+    }
+
+    #[test]
+    fn adapters_leave_the_base_alone() {
+        let lora = crate::Lora { rank: 16, alpha: 32.0, rslora: false, targets: vec![] };
+        let pass = PassShape::largest(16_384, 1024, 8192, 8);
+        let full = TrainingSetup { holds_reference: true, ..setup(Sharding::Replicated, 1) };
+        let adapted = TrainingSetup { config: full.config.with_lora(&lora).unwrap(), ..full.clone() };
+        let (full, plan) = (full.plan(&pass, 28).policy, adapted.plan(&pass, 28).policy);
+        assert_eq!(plan.base, full.weights, "all of the model, once");
+        // 40.4 million parameters: PEFT counts as many.
+        let adapters = 40_370_176;
+        assert_eq!(adapted.config.parameter_count() as u64, adapters);
+        assert_eq!((plan.weights, plan.reference), (2 * adapters, 2 * adapters));
+        assert_eq!((plan.gradients, plan.optimizer), (4 * adapters, 12 * adapters));
+        assert_eq!(plan.activations, full.activations);
+        let values = TrainingSetup { trains_values: true, ..adapted }.plan(&pass, 28).value_model.expect("one");
+        assert_eq!((values.base, values.reference), (0, 0), "the base is shared");
+        assert!(values.weights.abs_diff(plan.weights) < 1 << 14);
     }
 
     #[test]

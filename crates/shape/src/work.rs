@@ -31,7 +31,7 @@ impl PassWork {
 }
 
 /// Floating-point operations of one forward and backward of a model: two for each weight and token going forward, four
-/// going backward. Norms, activations and softmax are not counted, nor is what is computed twice. Layers with a window count
+/// going backward, two where a weight is frozen. Norms, activations and softmax are not counted, nor is what is computed twice. Layers with a window count
 /// as those without.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Flops {
@@ -44,13 +44,21 @@ impl Flops {
     /// Of a model whose head has `rows` rows.
     #[must_use]
     pub fn new(config: &ModelConfig, rows: i64) -> Self {
-        let layout = ParameterLayout::new(config);
-        let of_layers = layout.parameters().iter().filter(|spec| spec.decay && spec.name.starts_with("model.layers."));
-        let weights: usize = of_layers.map(|spec| spec.numel()).sum();
+        let weights = |config: &ModelConfig| -> f64 {
+            let layout = ParameterLayout::new(config);
+            let in_layers =
+                layout.parameters().iter().filter(|spec| spec.decay && spec.name.starts_with("model.layers."));
+            in_layers.map(|spec| spec.numel()).sum::<usize>() as f64
+        };
+        let (per_token, of_head) = match &config.lora {
+            None => (6.0 * weights(config), 6),
+            // A value model's head of one row is trained, which does not count.
+            Some(_) => (4.0 * weights(&config.base()) + 6.0 * weights(config), 4),
+        };
         let heads = (config.layers as i64 * config.heads * config.head_dim) as f64;
         Self {
-            per_token: 6.0 * weights as f64,
-            per_target: (6 * rows * config.hidden) as f64,
+            per_token,
+            per_target: (of_head * rows * config.hidden) as f64,
             // Queries with keys, weights with values.
             per_pair: 12.0 * heads,
         }

@@ -4,6 +4,7 @@ mod code;
 mod evaluation;
 mod flow;
 mod generator;
+mod lora;
 mod verifier;
 
 use std::fmt::Display;
@@ -32,6 +33,7 @@ impl Broken {
 pub(crate) fn check(spec: &JobSpec) -> Vec<Broken> {
     let mut check = Check::default();
     check.top(spec);
+    check.lora(spec);
     check.data(spec);
     check.rollout(spec);
     check.objective(&spec.objective, &spec.rollout);

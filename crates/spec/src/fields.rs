@@ -18,6 +18,7 @@ pub(crate) fn fields_at(path: &str) -> Option<&'static [&'static str]> {
         _ if is_reward_verifier(path) => fields_of::<RewardVerifierSpec>(),
         "" => fields_of::<JobSpec>(),
         "model" => fields_of::<ModelSpec>(),
+        "model.lora" => fields_of::<LoraSpec>(),
         "data" => fields_of::<DataSpec>(),
         "data.train" | "data.evaluation" => fields_of::<SourceSpec>(),
         "data.train.generator" | "data.evaluation.generator" => fields_of::<GeneratorSpec>(),
@@ -43,9 +44,10 @@ pub(crate) fn fields_at(path: &str) -> Option<&'static [&'static str]> {
 
 /// Every table path that [`fields_at`] knows.
 /// Those of `reward.verifiers`, `data.mix` and `evaluation.sets` have names of the job's own.
-pub(crate) const TABLES: [&str; 30] = [
+pub(crate) const TABLES: [&str; 31] = [
     "",
     "model",
+    "model.lora",
     "data",
     "data.train",
     "data.train.generator",

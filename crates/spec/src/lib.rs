@@ -19,6 +19,7 @@ mod generator;
 mod hub;
 mod init;
 mod lines;
+mod lora;
 mod memory;
 mod objective;
 mod parse;
@@ -35,6 +36,7 @@ pub use flow::{AsynchronySpec, GroupsSpec, StalenessKind, UniformKind, WatchdogS
 pub use generator::{GeneratorPart, GeneratorSpec, GeneratorTask};
 pub use hub::{HubData, HubKind, HubRepo, snapshot_of};
 pub use init::init_template;
+pub use lora::{LORA_LEARNING_RATE, LoraSpec};
 pub use objective::{AggregationKind, ImportanceKind, ObjectiveKind, ObjectiveSpec};
 pub use pacs_algo::Schedule;
 pub use pacs_shape::Sharding;

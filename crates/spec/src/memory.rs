@@ -9,7 +9,7 @@ const GIB: f64 = 1_073_741_824.0;
 impl JobSpec {
     /// What decides how much memory the first learner rank takes; other ranks take the same.
     ///
-    /// `bf16_on_cpu`: what `model.precision = "auto"` means on a CPU.
+    /// `config`: the model's, or that of its adapters ([`ModelSpec::trained`](crate::ModelSpec::trained)). `bf16_on_cpu`: what `model.precision = "auto"` means on a CPU.
     #[must_use]
     pub fn training_setup(&self, config: ModelConfig, bf16_on_cpu: bool) -> TrainingSetup {
         let on_cpu = self.resources.device == DeviceKind::Cpu;

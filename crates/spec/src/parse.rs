@@ -7,7 +7,7 @@ use toml::{Table, Value};
 use crate::bounds::{self, Broken};
 use crate::fields::suggestion;
 use crate::lines::{Lines, line_of};
-use crate::{JobSpec, Problem, SpecErrors};
+use crate::{JobSpec, LORA_LEARNING_RATE, Problem, SpecErrors};
 
 /// Reads and checks the job spec in the file at `path`.
 ///
@@ -27,7 +27,8 @@ pub fn read(path: &Path) -> Result<JobSpec, SpecErrors> {
 /// text that is no TOML at all hides what else may be wrong with it.
 pub fn parse(text: &str, origin: &Path) -> Result<JobSpec, SpecErrors> {
     let (document, syntax) = DeTable::parse_recoverable(text);
-    let table = if syntax.is_empty() { toml::from_str(text).map_err(|error| vec![error]) } else { Err(syntax) };
+    let table =
+        if syntax.is_empty() { toml::from_str::<Table>(text).map_err(|error| vec![error]) } else { Err(syntax) };
     let table = table.map_err(|errors| {
         let problems = errors.into_iter().map(|error| Problem {
             line: error.span().map(|span| line_of(text, &span)),
@@ -35,7 +36,11 @@ pub fn parse(text: &str, origin: &Path) -> Result<JobSpec, SpecErrors> {
         });
         SpecErrors::new(origin, problems.collect())
     })?;
-    let (spec, mut problems) = tolerant(table);
+    let has_rate = table.get("optimizer").and_then(Value::as_table).is_some_and(|t| t.contains_key("learning_rate"));
+    let (mut spec, mut problems) = tolerant(table);
+    if let Some(spec) = spec.as_mut().filter(|spec| spec.model.lora.is_some() && !has_rate) {
+        spec.optimizer.learning_rate = LORA_LEARNING_RATE;
+    }
     if let Some(spec) = &spec {
         let sound =
             |broken: &Broken| !broken.paths().any(|path| problems.iter().any(|known| covers(&known.path, path)));

@@ -8,7 +8,8 @@ use pacs_shape::Sharding;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AsynchronySpec, EvaluationSetSpec, GeneratorSpec, GroupsSpec, ObjectiveSpec, RewardSpec, VerifierSpec, WatchdogSpec,
+    AsynchronySpec, EvaluationSetSpec, GeneratorSpec, GroupsSpec, LoraSpec, ObjectiveSpec, RewardSpec, VerifierSpec,
+    WatchdogSpec,
 };
 
 /// A training job: everything that decides what is trained, on what, and how.
@@ -87,6 +88,9 @@ pub struct ModelSpec {
     /// Chat template (Jinja text) that takes the place of the model folder's. Default: the model folder's.
     #[serde(default)]
     pub chat_template: Option<String>,
+    /// Adapters (LoRA) that are trained in place of the model. Default: none, all weights are trained.
+    #[serde(default)]
+    pub lora: Option<LoraSpec>,
 }
 
 /// Kind that a model computes in. Master weights and moments are float32 always.
@@ -312,7 +316,7 @@ impl Default for RolloutSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OptimizerSpec {
-    /// Learning rate. Default 1e-6, above 0, at most 1.
+    /// Learning rate. Default 1e-6, with `[model.lora]` 1e-5; above 0, at most 1.
     pub learning_rate: f64,
     /// Decay of the first moment. Default 0.9, 0 to below 1.
     pub beta1: f64,

@@ -70,6 +70,36 @@ impl WeightKind {
     }
 }
 
+/// What the content of a version adapts, where it is adapters and no whole model. The digest of the version covers it, so adapters
+/// never reach an engine that has another base or would apply them in another way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adapted {
+    /// Digest of the base ([`Description::digest`] of its weights, in the kind of the version).
+    pub base: Digest,
+    /// How the adapters are applied: rank, scale and targets, as text. At most 1024 bytes.
+    pub settings: String,
+}
+
+impl Adapted {
+    /// Adapters of a base with these weights, raw bytes of `kind` in the layout of its parameters.
+    ///
+    /// # Panics
+    /// When `base` is empty.
+    #[must_use]
+    pub fn of(kind: WeightKind, base: &[u8], settings: String) -> Self {
+        Self { base: *Description::of(VersionId::new(0, 0), kind, base).digest(), settings }
+    }
+
+    /// The digest of the base in hexadecimal digits.
+    #[must_use]
+    pub fn base_digits(&self) -> String {
+        self.base.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// Longest text of [`Adapted::settings`] that is taken from the wire (bytes).
+const MOST_SETTINGS: usize = 1024;
+
 /// A weight version and its digests: raw bytes in the layout of the model's parameters,
 /// divided into pieces of one size.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +109,7 @@ pub struct Description {
     bytes: u64,
     piece_bytes: u64,
     pieces: Arc<[Digest]>,
+    adapted: Option<Arc<Adapted>>,
     digest: Digest,
 }
 
@@ -90,7 +121,7 @@ impl Description {
     #[must_use]
     pub fn of(id: VersionId, kind: WeightKind, content: &[u8]) -> Self {
         let piece_bytes = piece_bytes(content.len() as u64);
-        Self::digested(id, kind, content, piece_bytes, |_, piece| Ok::<_, std::convert::Infallible>(hash(piece)))
+        Self::digested(id, kind, None, content, piece_bytes, |_, piece| Ok::<_, std::convert::Infallible>(hash(piece)))
             .unwrap_or_else(|never| match never {})
     }
 
@@ -99,6 +130,7 @@ impl Description {
     pub(crate) fn digested<E: Send>(
         id: VersionId,
         kind: WeightKind,
+        adapted: Option<Adapted>,
         content: &[u8],
         piece_bytes: u64,
         digest: impl Fn(u64, &[u8]) -> Result<Digest, E> + Sync,
@@ -129,8 +161,8 @@ impl Description {
         done.sort_unstable_by_key(|(index, _)| *index);
         let pieces: Arc<[Digest]> = done.into_iter().map(|(_, digest)| digest).collect();
         let bytes = content.len() as u64;
-        let digest = overall(kind, bytes, piece_bytes, &pieces);
-        Ok(Self { id, kind, bytes, piece_bytes, pieces, digest })
+        let digest = overall(kind, bytes, piece_bytes, &pieces, adapted.as_ref());
+        Ok(Self { id, kind, bytes, piece_bytes, pieces, adapted: adapted.map(Arc::new), digest })
     }
 
     /// Identity of the version.
@@ -157,7 +189,13 @@ impl Description {
         self.pieces.len()
     }
 
-    /// Digest over element type, sizes and the digests of all pieces.
+    /// What the version adapts; `None` for a whole model.
+    #[must_use]
+    pub fn adapted(&self) -> Option<&Adapted> {
+        self.adapted.as_deref()
+    }
+
+    /// Digest over element type, sizes, what adapters belong to, and the digests of all pieces.
     #[must_use]
     pub fn digest(&self) -> &Digest {
         &self.digest
@@ -206,12 +244,15 @@ pub(crate) fn hash(bytes: &[u8]) -> Digest {
     *blake3::hash(bytes).as_bytes()
 }
 
-fn overall(kind: WeightKind, bytes: u64, piece_bytes: u64, pieces: &[Digest]) -> Digest {
+fn overall(kind: WeightKind, bytes: u64, piece_bytes: u64, pieces: &[Digest], adapted: Option<&Adapted>) -> Digest {
     let mut hasher = blake3::Hasher::new();
     hasher.update(b"pacs weights 1 ").update(kind.name().as_bytes());
     hasher.update(&bytes.to_le_bytes()).update(&piece_bytes.to_le_bytes());
     for piece in pieces {
         hasher.update(piece);
+    }
+    if let Some(Adapted { base, settings }) = adapted {
+        hasher.update(b" adapters of ").update(base).update(settings.as_bytes());
     }
     *hasher.finalize().as_bytes()
 }
@@ -227,7 +268,7 @@ pub struct Announcement {
 
 impl From<&Announcement> for v1::WeightsRef {
     fn from(announcement: &Announcement) -> Self {
-        let Description { id, kind, bytes, piece_bytes, pieces, digest } = &announcement.description;
+        let Description { id, kind, bytes, piece_bytes, pieces, adapted, digest } = &announcement.description;
         Self {
             version: id.version.0,
             generation: id.generation.0,
@@ -237,6 +278,8 @@ impl From<&Announcement> for v1::WeightsRef {
             piece_bytes: *piece_bytes,
             piece_digests: pieces.concat().into(),
             digest: digest.to_vec().into(),
+            base_digest: adapted.as_ref().map(|adapted| adapted.base.to_vec().into()).unwrap_or_default(),
+            adapters: adapted.as_ref().map(|adapted| adapted.settings.clone()).unwrap_or_default(),
         }
     }
 }
@@ -265,7 +308,17 @@ impl TryFrom<&v1::WeightsRef> for Announcement {
             return wrong("weights.piece_digests", problem);
         }
         let pieces: Arc<[Digest]> = digests.into();
-        let digest = overall(kind, bytes, piece_bytes, &pieces);
+        let adapted = match (<Digest>::try_from(&wire.base_digest[..]), wire.base_digest.is_empty()) {
+            (Ok(base), _) => Some(Adapted { base, settings: wire.adapters.clone() }),
+            (Err(_), true) => None,
+            (Err(_), false) => {
+                return wrong("weights.base_digest", format!("has {} bytes, not 32", wire.base_digest.len()));
+            }
+        };
+        if wire.adapters.len() > MOST_SETTINGS || wire.adapters.is_empty() == adapted.is_some() {
+            return wrong("weights.adapters", format!("has {} bytes", wire.adapters.len()));
+        }
+        let digest = overall(kind, bytes, piece_bytes, &pieces, adapted.as_ref());
         if wire.digest[..] != digest {
             return wrong("weights.digest", "does not belong to the digests of the pieces".into());
         }
@@ -273,7 +326,8 @@ impl TryFrom<&v1::WeightsRef> for Announcement {
             return wrong("weights.address", "is not host:port".into());
         }
         let id = VersionId::new(wire.generation, wire.version);
-        let description = Description { id, kind, bytes, piece_bytes, pieces, digest };
+        let adapted = adapted.map(Arc::new);
+        let description = Description { id, kind, bytes, piece_bytes, pieces, adapted, digest };
         Ok(Self { description, address: wire.address.clone() })
     }
 }
@@ -293,9 +347,10 @@ mod tests {
 
     fn announcement() -> Announcement {
         let content: Vec<u8> = (0..10_000u32).flat_map(u32::to_le_bytes).collect();
-        let digested = Description::digested(VersionId::new(2, 7), WeightKind::Float32, &content, 4096, |_, piece| {
-            Ok::<_, std::convert::Infallible>(hash(piece))
-        });
+        let digested =
+            Description::digested(VersionId::new(2, 7), WeightKind::Float32, None, &content, 4096, |_, piece| {
+                Ok::<_, std::convert::Infallible>(hash(piece))
+            });
         Announcement { description: digested.unwrap_or_else(|never| match never {}), address: "10.0.0.7:4711".into() }
     }
 
@@ -330,6 +385,34 @@ mod tests {
     fn an_announcement_survives_the_wire() {
         let wire = v1::WeightsRef::from(&announcement());
         assert_eq!(Announcement::try_from(&wire), Ok(announcement()));
+    }
+
+    #[test]
+    fn adapters_of_another_base_are_another_version() {
+        let of = |base: Option<(u8, &str)>| {
+            let adapted = base.map(|(base, settings)| Adapted { base: [base; 32], settings: settings.to_owned() });
+            let described =
+                Description::digested(VersionId::new(2, 7), WeightKind::Float32, adapted, b"abcd", 4096, |_, piece| {
+                    Ok::<_, std::convert::Infallible>(hash(piece))
+                });
+            Announcement { description: described.unwrap_or_else(|never| match never {}), address: String::new() }
+        };
+        let versions = [None, Some((1, "rank 8")), Some((2, "rank 8")), Some((1, "rank 4"))].map(of);
+        for (place, version) in versions.iter().enumerate() {
+            assert!(versions[..place].iter().all(|other| other.description.digest() != version.description.digest()));
+            assert_eq!(Announcement::try_from(&v1::WeightsRef::from(version)).as_ref(), Ok(version));
+        }
+        let refused = |change: fn(&mut v1::WeightsRef)| {
+            let mut wire = v1::WeightsRef::from(&of(Some((1, "rank 8"))));
+            change(&mut wire);
+            Announcement::try_from(&wire).expect_err("must be refused").field
+        };
+        assert_eq!(refused(|wire| wire.base_digest = vec![1; 31].into()), "weights.base_digest");
+        assert_eq!(refused(|wire| wire.base_digest = vec![2; 32].into()), "weights.digest");
+        assert_eq!(refused(|wire| wire.base_digest.clear()), "weights.adapters");
+        assert_eq!(refused(|wire| wire.adapters.clear()), "weights.adapters");
+        assert_eq!(refused(|wire| wire.adapters = "rank 4".into()), "weights.digest");
+        assert_eq!(refused(|wire| wire.adapters = "x".repeat(1025)), "weights.adapters");
     }
 
     #[test]

@@ -21,7 +21,7 @@ mod store;
 mod wire;
 
 pub use broadcast::{Channel, GROUP_TIMEOUT, Group, GroupTransport, Seat};
-pub use description::{Announcement, Description, Digest, VersionId, WeightKind, is_address};
+pub use description::{Adapted, Announcement, Description, Digest, VersionId, WeightKind, is_address};
 pub use distribution::{Distribution, FAN_OUT};
 pub use fetch::{FetchError, FetchOptions, Fetched, Source, SourceFinder, fetch};
 pub use receive::{ReceiveError, Received, Receiver, Transport};

@@ -18,7 +18,7 @@ use rustix::fs::{OFlags, statvfs};
 use rustix::io::Errno;
 
 use crate::description::{id_of_file, piece_bytes};
-use crate::{Description, Digest, VersionId, WeightKind};
+use crate::{Adapted, Description, Digest, VersionId, WeightKind};
 
 /// Lock file that shows whether a folder is in use.
 const LOCK: &str = "lock";
@@ -119,7 +119,21 @@ impl HostStore {
     /// # Errors
     /// See [`StoreError`].
     pub fn publish(&self, id: VersionId, kind: WeightKind, content: &[u8]) -> Result<Whole, StoreError> {
-        self.with_room(content.len() as u64, |folder| folder.publish(id, kind, content))
+        self.with_room(content.len() as u64, |folder| folder.publish(id, kind, None, content))
+    }
+
+    /// Writes a version that is adapters of another model.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn publish_adapters(
+        &self,
+        id: VersionId,
+        kind: WeightKind,
+        adapted: &Adapted,
+        content: &[u8],
+    ) -> Result<Whole, StoreError> {
+        self.with_room(content.len() as u64, |folder| folder.publish(id, kind, Some(adapted.clone()), content))
     }
 
     /// Claims the task of bringing a version to this host, unless it is here or on its way.
@@ -397,13 +411,19 @@ impl Folder {
         Ok(Some(Whole { description: description.clone(), file: Arc::new(file) }))
     }
 
-    fn publish(&self, id: VersionId, kind: WeightKind, content: &[u8]) -> Result<Whole, StoreError> {
+    fn publish(
+        &self,
+        id: VersionId,
+        kind: WeightKind,
+        adapted: Option<Adapted>,
+        content: &[u8],
+    ) -> Result<Whole, StoreError> {
         // The final name contains the digest, which is known only after all is written.
         let part = self.path.join(format!("{}-{}-published.part", id.generation.0, id.version.0));
         let file = options().write(true).create(true).truncate(true).open(&part);
         let file = file.map_err(file_error("create", &part))?;
         let bytes = content.len() as u64;
-        let described = Description::digested(id, kind, content, piece_bytes(bytes), |offset, piece| {
+        let described = Description::digested(id, kind, adapted, content, piece_bytes(bytes), |offset, piece| {
             let mut hasher = blake3::Hasher::new();
             for (chunk, begin) in piece.chunks(CHUNK).zip((offset..).step_by(CHUNK)) {
                 hasher.update(chunk);

@@ -44,6 +44,9 @@ pub(crate) struct Arguments {
     /// Hugging Face folder of the model, or OWNER/NAME of the hub.
     #[arg(long)]
     model: PathBuf,
+    /// PEFT folder of an adapter of the model, which is merged into it.
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// Prompts as JSON lines; `-` is standard input.
     #[arg(long, default_value = "-")]
     input: PathBuf,
@@ -225,7 +228,8 @@ fn check_lengths(arguments: &Arguments, config: &ModelConfig, rows: &[PromptRow]
 fn engine(arguments: &Arguments, config: ModelConfig, rows: &[PromptRow]) -> Result<Engine> {
     let model = || format!("load model `{}`", arguments.model.display());
     let (kind, device) = arguments.compute.start()?;
-    let parameters = Parameters::load(&arguments.model, &config, kind, device).with_context(model)?;
+    let parameters = Parameters::load_with(&arguments.model, arguments.adapter.as_deref(), &config, kind, device)
+        .with_context(model)?;
     let tokenizer = Arc::new(Tokenizer::read(&arguments.model).with_context(model)?);
     let longest = rows.iter().map(|row| row.prompt.tokens.len()).max().unwrap_or(0) + arguments.max_new_tokens as usize;
     let most = arguments.rows.min(rows.len() * arguments.n as usize);

@@ -22,6 +22,9 @@ pub(crate) struct Arguments {
     /// Hugging Face folder of the model, or OWNER/NAME of the hub.
     #[arg(long)]
     model: PathBuf,
+    /// PEFT folder of an adapter of the model, which is merged into it.
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// JSON lines {"id", "prompt_tokens", "tokens"}; `-` is standard input.
     #[arg(long)]
     input: PathBuf,
@@ -65,7 +68,8 @@ fn write_scores(arguments: &Arguments) -> anyhow::Result<()> {
     let config = ModelConfig::read(&arguments.model).with_context(model)?;
     let requests = read_requests(arguments)?;
     let kind = if arguments.bfloat16 { Kind::BFloat16 } else { Kind::Float };
-    let parameters = Parameters::load(&arguments.model, &config, kind, device).with_context(model)?;
+    let parameters = Parameters::load_with(&arguments.model, arguments.adapter.as_deref(), &config, kind, device)
+        .with_context(model)?;
     let model = Model::new(&config, &parameters);
     let mut out = BufWriter::new(std::io::stdout().lock());
     let (ids, items): (Vec<_>, Vec<_>) =

@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn checkpoints_that_do_not_fit_are_a_failure() {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let needs = Needs { parameters: Some(u64::MAX / 1000), keep: 2, gpu: false };
+        let needs = Needs { parameters: Some(u64::MAX / 1000), keep: 2, ..Needs::default() };
         assert_eq!(room(dir.path(), needs).level, Level::Failure);
     }
 

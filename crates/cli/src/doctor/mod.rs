@@ -75,21 +75,34 @@ impl fmt::Display for Finding {
 struct Needs {
     /// Number of parameters; `None` without a job or weights.
     parameters: Option<u64>,
+    /// Number of parameters of adapters, where these are trained in place of the model.
+    adapters: Option<u64>,
     /// `checkpoint.keep` of the job.
     keep: u64,
     gpu: bool,
 }
 
 impl Needs {
-    /// Returns the bytes of one checkpoint: float32 weights and two moments, and the exported model.
+    /// Returns the bytes of one checkpoint: float32 weights and two moments of what is trained, and the exported model.
     fn checkpoint_bytes(&self) -> Option<u64> {
-        self.parameters.map(|parameters| parameters * 16)
+        self.parameters.map(|parameters| self.adapters.unwrap_or(parameters) * 12 + parameters * 4)
     }
 
-    /// Returns the bytes of published weights: two versions, and one that is being written.
+    /// Returns the bytes of published weights: two versions, and one that is being written. Of adapters, and the model that rollout
+    /// workers share and merge them into.
     fn published_bytes(&self) -> Option<u64> {
-        self.parameters.map(|parameters| parameters * 4 * 3)
+        self.parameters.map(|parameters| match self.adapters {
+            None => parameters * 4 * 3,
+            Some(adapters) => parameters * 4 + adapters * 4 * 3,
+        })
     }
+}
+
+/// Number of parameters of the job's adapters; none without, or where the model cannot have them, which `pacs job check` says.
+fn adapters(spec: &pacs_spec::JobSpec) -> Option<u64> {
+    spec.model.lora.as_ref()?;
+    let config = pacs_shape::ModelConfig::read(&spec.model.path).ok()?;
+    spec.model.trained(&config).ok().map(|trained| trained.parameter_count() as u64)
 }
 
 pub(crate) fn run(arguments: &Doctor) -> Result<Exit, Failure> {
@@ -99,6 +112,7 @@ pub(crate) fn run(arguments: &Doctor) -> Result<Exit, Failure> {
     };
     let needs = spec.as_ref().map_or_else(Needs::default, |spec| Needs {
         parameters: model_folder::inspect(&spec.model.path).ok().map(|model| model.parameters),
+        adapters: adapters(spec),
         keep: u64::from(spec.checkpoint.keep),
         gpu: spec.resources.device == pacs_spec::DeviceKind::Cuda,
     });
@@ -147,8 +161,11 @@ mod tests {
 
     #[test]
     fn sizes_follow_from_the_model() {
-        let needs = Needs { parameters: Some(500_000_000), keep: 2, gpu: false };
+        let needs = Needs { parameters: Some(500_000_000), keep: 2, ..Needs::default() };
         assert_eq!(needs.checkpoint_bytes(), Some(8_000_000_000));
         assert_eq!(gib(needs.published_bytes().expect("known")), "5.6 GiB");
+        let adapters = Needs { adapters: Some(10_000_000), ..needs };
+        assert_eq!(adapters.checkpoint_bytes(), Some(2_120_000_000));
+        assert_eq!(gib(adapters.published_bytes().expect("known")), "2.0 GiB", "the model once, adapters three times");
     }
 }

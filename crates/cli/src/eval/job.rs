@@ -52,6 +52,8 @@ pub(super) fn of(arguments: &Measure) -> Result<EvalJob, Failure> {
         None => without_a_job(arguments)?,
     };
     let written_for = arguments.model.as_ref().map(|model| std::mem::replace(&mut spec.model.path, model.clone()));
+    // What is measured is a whole model: a run exports adapters merged into theirs.
+    spec.model.lora = None;
     choose_sets(&mut spec, arguments)?;
     set_sampling(&mut spec, arguments);
     let evaluation = &mut spec.evaluation;

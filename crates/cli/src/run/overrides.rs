@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
-use pacs_spec::{JobSpec, ObjectiveSpec, SourceSpec};
+use pacs_spec::{JobSpec, LORA_LEARNING_RATE, ObjectiveSpec, OptimizerSpec, SourceSpec};
 
 use super::console::Commands;
 use crate::arguments::Run;
@@ -43,6 +43,12 @@ pub(crate) fn apply(spec: &mut JobSpec, arguments: &Run, find: &mut Find<'_>) ->
         // Start from published settings: settings of one objective rarely suit another, and comparisons use the published ones.
         spec.objective = ObjectiveSpec { kind, ..ObjectiveSpec::default() };
     }
+    if let Some(rank) = arguments.lora {
+        if spec.model.lora.is_none() {
+            spec.optimizer.learning_rate *= LORA_LEARNING_RATE / OptimizerSpec::default().learning_rate;
+        }
+        spec.model.lora.get_or_insert_default().rank = rank;
+    }
     spec.rollout.max_new_tokens = arguments.max_new_tokens.unwrap_or(spec.rollout.max_new_tokens);
     let origin = format!("{} with the options of the command line", arguments.job.display());
     spec.validate(Path::new(&origin)).map_err(|errors| Failure::config(errors).doing("read the job"))
@@ -58,7 +64,8 @@ pub(crate) fn run_dir(spec: &JobSpec, arguments: &Run) -> PathBuf {
     let model = arguments.model.as_deref().and_then(Path::file_name);
     let dataset = arguments.dataset.as_deref().and_then(Path::file_stem);
     let objective = arguments.objective.map(|kind| OsStr::new(kind.name()));
-    for part in [model, dataset, objective].into_iter().flatten() {
+    let lora = arguments.lora.map(|rank| format!("lora{rank}"));
+    for part in [model, dataset, objective, lora.as_deref().map(OsStr::new)].into_iter().flatten() {
         name.push("-");
         name.push(part);
     }
@@ -76,6 +83,7 @@ pub(crate) fn commands(arguments: &Run, program: &str) -> Commands {
         ("--eval-dataset", path(&arguments.eval_dataset)),
         ("--max-new-tokens", arguments.max_new_tokens.map(|tokens| tokens.to_string())),
         ("--seed", arguments.seed.map(|seed| seed.to_string())),
+        ("--lora", arguments.lora.map(|rank| rank.to_string())),
         ("--objective", arguments.objective.map(|kind| kind.name().to_owned())),
     ];
     let mut same = format!("{program} run {job}");
@@ -177,6 +185,19 @@ mod tests {
     }
 
     #[test]
+    fn adapters_learn_at_ten_times_the_rate_of_the_job() {
+        let spec = applied(&["--lora", "16"]).expect("valid");
+        assert_eq!(spec.model.lora, Some(pacs_spec::LoraSpec::default()));
+        assert!((spec.optimizer.learning_rate / demo().optimizer.learning_rate - 10.0).abs() < 1e-9);
+        let mut own = demo();
+        own.model.lora = Some(pacs_spec::LoraSpec { alpha: 8.0, ..Default::default() });
+        apply(&mut own, &arguments(&["--lora", "4"]), &mut |path| Ok(path.to_owned())).expect("valid");
+        let lora = own.model.lora.expect("adapters");
+        assert_eq!((lora.rank, lora.alpha, own.optimizer.learning_rate), (4, 8.0, demo().optimizer.learning_rate));
+        assert_eq!(applied(&["--lora", "0"]).expect_err("no rank").exit.code(), 78);
+    }
+
+    #[test]
     fn the_same_command_keeps_what_decides_the_run() {
         let same = commands(
             &arguments(&["--steps", "5", "--objective", "rloo", "--seed", "3", "--model", "m", "--json"]),
@@ -192,6 +213,7 @@ mod tests {
         assert_eq!(folder(&[]), "runs/demo");
         assert_eq!(folder(&["--model", "models/tiny/", "--dataset", "x/gsm8k.jsonl"]), "runs/demo-tiny-gsm8k");
         assert_eq!(folder(&["--objective", "grpo"]), "runs/demo-grpo");
+        assert_eq!(folder(&["--lora", "8"]), "runs/demo-lora8");
         assert_eq!(folder(&["--run-dir", "/r", "--dataset", "x.jsonl"]), "/r");
     }
 }

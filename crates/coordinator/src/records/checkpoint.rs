@@ -507,7 +507,8 @@ mod tests {
         let config = pacs_shape::ModelConfig::read(
             &Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen2-tied"),
         );
-        let coverage = Coverage::new(&spec(), &config.unwrap());
+        let config = config.unwrap();
+        let coverage = Coverage::new(&spec(), &config, &config);
         let checkpoints = Checkpoints::open(folder.path()).unwrap();
         save(&checkpoints, 1, 1, false);
         let checkpoints = checkpoints.holding(Some(coverage));

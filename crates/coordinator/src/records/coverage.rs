@@ -37,14 +37,15 @@ pub(crate) struct Coverage {
 }
 
 impl Coverage {
-    pub(crate) fn new(spec: &JobSpec, model: &ModelConfig) -> Self {
+    /// Of a job that trains `trained`: the parameters of `model`, or adapters of it.
+    pub(crate) fn new(spec: &JobSpec, model: &ModelConfig, trained: &ModelConfig) -> Self {
         let total = |config: &ModelConfig| ParameterLayout::new(config).total();
         let has_values = match spec.objective.objective(spec.rollout.max_new_tokens) {
             Objective::Policy(policy) => policy.value.is_some(),
             Objective::Pacs(_) | Objective::Real(_) | Objective::Disco(_) | Objective::External => false,
         };
-        let values = has_values.then(|| (VALUE_MODEL, total(&model.of_values())));
-        let networks = [(POLICY, total(model))].into_iter().chain(values).collect();
+        let values = has_values.then(|| (VALUE_MODEL, total(&trained.of_values())));
+        let networks = [(POLICY, total(trained))].into_iter().chain(values).collect();
         Self { networks, exported: model.parameter_count() }
     }
 

@@ -4,5 +4,6 @@
 mod bits;
 mod device;
 mod divisions;
+mod lora;
 mod support;
 mod update;

@@ -48,6 +48,7 @@ pub(crate) fn settings() -> TrainerSettings {
         memory_bytes: None,
         saves_in_background: false,
         peak_flops: None,
+        lora: None,
     }
 }
 

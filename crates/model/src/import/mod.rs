@@ -16,7 +16,7 @@ use pacs_torch::tch::{Device, Kind};
 
 pub use error::ImportError;
 
-use crate::save::{sync_folder, write_file, write_weights};
+use crate::save::{WEIGHTS, sync_folder, write_file, write_tensors};
 use crate::{ModelConfig, ModelError, Parameters};
 
 /// What an import has written.
@@ -52,7 +52,7 @@ pub fn import_gguf(gguf: &Path, out_dir: &Path) -> Result<ImportReport, ImportEr
     let config = ModelConfig::from_json(&text.to_string(), &out_dir.join("config.json")).map_err(ModelError::from)?;
     let parameters = Parameters::zeros(&config, Kind::BFloat16, Device::Cpu);
     let quantisations = tensors::fill(&parameters, &config, &mut source)?;
-    write_weights(&parameters, out_dir, Kind::BFloat16)?;
+    write_tensors(&parameters, &out_dir.join(WEIGHTS), Kind::BFloat16, str::to_owned)?;
     write_file(&out_dir.join("tokenizer.json"), tokenizer.to_string().as_bytes())?;
     write_file(&out_dir.join("tokenizer_config.json"), pretty(&tokenizer_config).as_bytes())?;
     write_file(&out_dir.join("generation_config.json"), pretty(&generation_config).as_bytes())?;

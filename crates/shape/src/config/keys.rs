@@ -96,6 +96,7 @@ impl RawConfig {
             end_tokens: Vec::new(),
             max_positions: rope.max_positions,
             estimates_values: false,
+            lora: None,
         };
         check_sizes(&config, path)?;
         Ok(config)

@@ -164,7 +164,7 @@ fn without_room_the_next_place_is_taken() {
         tried.push(folder.path.clone());
         match tried.len() {
             1 => Err(StoreError::NoRoom { path: folder.path.clone(), needed: 1, free: 0 }),
-            _ => folder.publish(description.id(), WeightKind::Float32, &content),
+            _ => folder.publish(description.id(), WeightKind::Float32, None, &content),
         }
     });
     made.expect("the second has room");

@@ -39,7 +39,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let (described, vocabulary) = (subject.describe(), subject.config.vocab_size as u32);
     // The memory plan then includes the captured copy.
     let settings = TrainerSettings { saves_in_background: true, ..train::settings(work, 0)? };
-    let mut trainer = Trainer::new(subject.config, subject.parameters, settings);
+    let mut trainer = train::trainer(&subject.config, subject.parameters, settings)?;
     let folder = Scratch::new(&arguments.folder)?;
     let (mut step, mut memory) = (0, json!(null));
     let mut train_one = |trainer: &mut Trainer| -> Result<f64> {

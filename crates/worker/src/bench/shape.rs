@@ -64,6 +64,7 @@ impl Shape {
             logit_cap: None,
             tie_embeddings: true,
             estimates_values: false,
+            lora: None,
             end_tokens: Vec::new(),
             max_positions: 32_768,
         };

@@ -9,7 +9,7 @@ use clap::Args;
 use clap::builder::PossibleValuesParser;
 use pacs_collective::Collective;
 use pacs_learner::{IndexEntry, SequenceTokens, TrainBatch, Trainer, TrainerSettings};
-use pacs_model::Parameters;
+use pacs_model::{ModelConfig, Parameters};
 use pacs_runtime::{peak_resident_bytes, resident_bytes};
 use pacs_spec::{JobSpec, ObjectiveKind};
 use serde_json::json;
@@ -61,6 +61,9 @@ pub(crate) struct Arguments {
     #[arg(long, default_value = ObjectiveKind::default().name(),
           value_parser = PossibleValuesParser::new(ObjectiveKind::ALL.map(ObjectiveKind::name)))]
     objective: String,
+    /// Train adapters (LoRA) of this rank on all linear layers in place of the model.
+    #[arg(long, value_name = "RANK", value_parser = crate::bounds::u32_to(512))]
+    lora: Option<u32>,
 }
 
 /// Fails if the work makes no step.
@@ -90,7 +93,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     copies.push(Parameters { layout, flat });
     let config = &subject.config;
     let measured = on_ranks(copies, |rank, parameters, collective| {
-        let mut trainer = Trainer::new(config.clone(), parameters, settings(arguments, rank)?);
+        let mut trainer = trainer(config, parameters, settings(arguments, rank)?)?;
         let (mut seconds, mut planned) = (Vec::new(), 0.0);
         for step in 1..=arguments.steps + 1 {
             let batch = batch(arguments, vocabulary, step, rank);
@@ -122,7 +125,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     print(&json!({
         "bench": "train", "model": described, "ranks": arguments.ranks, "sharding": arguments.sharding,
         "deterministic": arguments.deterministic,
-        "objective": arguments.objective, "seconds": median,
+        "objective": arguments.objective, "lora_rank": arguments.lora, "seconds": median,
         "host_memory": {"used_bytes": used, "planned_bytes": planned},
         "sequence_tokens": unshared, "sequence_tokens_per_second": unshared as f64 / median,
         "computed_tokens": computed, "computed_tokens_per_second": computed as f64 / median,
@@ -132,13 +135,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// A trainer of the model, or of adapters over it.
+pub(super) fn trainer(config: &ModelConfig, parameters: Parameters, settings: TrainerSettings) -> Result<Trainer> {
+    match settings.lora {
+        None => Ok(Trainer::new(config.clone(), parameters, settings)),
+        Some(_) => Trainer::adapted(config, parameters, settings).context("add adapters"),
+    }
+}
+
 /// Settings of a default job, with the pass size and the ranks of the arguments.
 ///
 /// The paths in the job are never read.
 pub(super) fn settings(arguments: &Arguments, rank: usize) -> Result<TrainerSettings> {
     let Arguments { ranks, sharding, objective, deterministic, .. } = arguments;
+    let lora = arguments.lora.map(|rank| format!("lora.rank = {rank}\n")).unwrap_or_default();
     let text = format!(
-        "name = \"bench\"\n[model]\npath = \"-\"\n[data.train]\npath = \"none.jsonl\"\n[evaluation]\nevery_steps = 0\n\
+        "name = \"bench\"\n[model]\npath = \"-\"\n{lora}[data.train]\npath = \"none.jsonl\"\n[evaluation]\nevery_steps = 0\n\
          before = false\nafter = false\n[objective]\nkind = \"{objective}\"\n[resources]\nlearners = {ranks}\nsharding = \"{sharding}\"\n\
          deterministic = {deterministic}\n"
     );

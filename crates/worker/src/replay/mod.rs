@@ -96,8 +96,7 @@ fn replay(arguments: &Arguments) -> Result<()> {
         done += 1;
     }
     ensure!(done > 0, "there is not one whole step of {} groups", spec.batch.prompts_per_step);
-    let weights = trainer.weights(&mut collective, true)?.context("bring the weights together")?;
-    weights.export(&exported(&spec, model)?, out, kind)?;
+    trainer.export(&exported(&spec, model)?, out, &out.join("adapter"), &mut collective)?;
     println!("{}", json!({"event": "saved", "path": out, "steps": done, "precision": format!("{kind:?}")}));
     Ok(())
 }

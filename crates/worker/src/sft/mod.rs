@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use pacs_data::TrainOrder;
 use pacs_learner::{FineTuner, FineTunerSettings, Text};
-use pacs_model::{ModelConfig, Parameters};
+use pacs_model::{Lora, ModelConfig, Parameters};
 use pacs_runtime::Exit;
 use pacs_spec::{JobSpec, OptimizerSpec, Schedule};
 use pacs_text::Message;
@@ -69,9 +69,16 @@ pub(crate) struct Arguments {
     /// Rows per update.
     #[arg(long, default_value_t = 32, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     batch: usize,
-    /// Peak learning rate.
-    #[arg(long, default_value_t = 1e-5)]
-    learning_rate: f64,
+    /// Train adapters (LoRA) of this rank on all linear layers in place of the model; they are merged into the resulting model, and
+    /// written by themselves into its folder `adapter`.
+    #[arg(long, value_name = "RANK", value_parser = crate::bounds::u32_to(512))]
+    lora: Option<u32>,
+    /// Numerator of the adapters' scale, alpha / rank.
+    #[arg(long, value_name = "ALPHA", default_value_t = 32.0, requires = "lora")]
+    lora_alpha: f64,
+    /// Peak learning rate [default: 1e-5, or 1e-4 with --lora]
+    #[arg(long)]
+    learning_rate: Option<f64>,
     /// Updates over which the learning rate rises linearly from 0.
     #[arg(long, default_value_t = 0, value_parser = crate::bounds::u64_to(crate::bounds::MOST_TIMES))]
     warmup_updates: u64,
@@ -165,18 +172,49 @@ fn fine_tune(arguments: &Arguments) -> Result<()> {
         None => Parameters::random(&config, kind, device, i64::try_from(arguments.seed)?),
     };
     let rows = data.len() as u64;
-    let mut tuner = FineTuner::new(&config, parameters, settings(arguments, rows_to_learn(arguments, rows)));
-    train(arguments, &mut tuner, &data, evaluation.as_deref())?;
-    tuner.parameters().export(&arguments.prompting.export(&folder)?, &arguments.out, kind)?;
+    let settings = settings(arguments, rows_to_learn(arguments, rows));
+    let export = arguments.prompting.export(&folder)?;
+    match lora(arguments) {
+        None => {
+            let mut tuner = FineTuner::new(&config, parameters, settings);
+            train(arguments, &mut tuner, &data, evaluation.as_deref())?;
+            tuner.parameters().export(&export, &arguments.out, kind)?;
+        }
+        Some(lora) => {
+            let adapted = config.with_lora(&lora)?;
+            let adapters = Parameters::fresh_adapters(&adapted, kind, device, arguments.seed);
+            let mut tuner = FineTuner::adapted(&adapted, &parameters, adapters, settings);
+            train(arguments, &mut tuner, &data, evaluation.as_deref())?;
+            let trained = tuner.parameters();
+            trained.export_merged(&adapted, &parameters, &export, &arguments.out)?;
+            let base = folder.display().to_string();
+            trained.save_adapters(&adapted, &base, &arguments.out.join("adapter"), kind)?;
+        }
+    }
     println!("{}", json!({"event": "saved", "path": arguments.out, "precision": format!("{kind:?}")}));
     Ok(())
 }
 
+/// The adapters that are trained in place of the model, where the command line asks for some.
+fn lora(arguments: &Arguments) -> Option<Lora> {
+    let rank = i64::from(arguments.lora?);
+    Some(Lora { rank, alpha: arguments.lora_alpha, rslora: false, targets: Vec::new() })
+}
+
+/// The peak learning rate: as given, or ten times as high for adapters as for the model.
+fn learning_rate(arguments: &Arguments) -> f64 {
+    arguments.learning_rate.unwrap_or(if arguments.lora.is_some() { 1e-4 } else { 1e-5 })
+}
+
 fn check(arguments: &Arguments) -> Result<()> {
+    ensure!(arguments.lora != Some(0), "`--lora` is 0; expected a rank, 1 or more");
+    let alpha = arguments.lora_alpha;
+    ensure!(alpha > 0.0 && alpha <= 4096.0, "`--lora-alpha` is {alpha}; expected above 0, at most 4096");
+    ensure!(arguments.lora.is_none() || arguments.model.is_some(), "`--lora` needs `--model`: adapters are no model");
     ensure!(arguments.batch > 0, "`--batch` is 0; an update needs a row");
     ensure!(arguments.log_every > 0, "`--log-every` is 0; expected 1 or more");
     ensure!(arguments.epochs != Some(0) && arguments.updates != Some(0), "there is nothing to do: 0 epochs or updates");
-    let rate = arguments.learning_rate;
+    let rate = learning_rate(arguments);
     ensure!(rate > 0.0 && rate <= 1.0, "`--learning-rate` is {rate}; expected above 0, at most 1");
     let decay = arguments.weight_decay;
     ensure!((0.0..=1.0).contains(&decay), "`--weight-decay` is {decay}; expected 0 to 1");
@@ -223,7 +261,7 @@ fn rows_to_learn(arguments: &Arguments, rows: u64) -> u64 {
 fn settings(arguments: &Arguments, rows_to_learn: u64) -> FineTunerSettings {
     FineTunerSettings {
         optimizer: OptimizerSpec {
-            learning_rate: arguments.learning_rate,
+            learning_rate: learning_rate(arguments),
             warmup_updates: arguments.warmup_updates,
             weight_decay: arguments.weight_decay,
             max_grad_norm: arguments.max_grad_norm,
