@@ -156,4 +156,9 @@ fn bad_rows_are_refused_by_line() {
     let refused = failure(&worker(&["sft", "--model", text(&model), "--data", text(&data), "--out", text(&out)]));
     assert!(refused.contains("data.jsonl") && refused.contains("line 3"), "{refused}");
     assert!(!out.exists(), "nothing is written before the data is read");
+
+    fs::write(&data, "{\"prompt\": \"a\", \"response\": \"b\"}\n").expect("written");
+    let options = ["--data", text(&data), "--out", text(&out), "--max-tokens", "1"];
+    let refused = failure(&worker(&[&["sft", "--model", text(&model)][..], &options].concat()));
+    assert!(refused.contains("are longer than 1 tokens") && refused.contains("`--max-tokens` (1)"), "{refused}");
 }

@@ -162,7 +162,6 @@ fn fine_tune(arguments: &Arguments) -> Result<()> {
     let prompter = if let Some(spec) = &job { prompter.written_as(spec)? } else { prompter };
     let loader = Loader { writer: Writer::new(prompter, &config), config: &config, arguments };
     let (data, evaluation) = loader.all(job.as_ref())?;
-    ensure!(!data.is_empty(), "there is no row to learn from");
     ensure!(
         arguments.until_probability.is_none() || evaluation.is_some(),
         "`--until-probability` needs rows to measure with: `--eval`, or a job with `data.evaluation`"
@@ -306,6 +305,7 @@ impl Loader<'_> {
     fn texts(&self, name: &str, rows: impl Iterator<Item = Result<(usize, Vec<Message>)>>) -> Result<Vec<Text>> {
         let read = || format!("read `{name}`");
         let config = self.config;
+        let longest = self.arguments.max_tokens.min(config.max_positions);
         let (mut texts, mut overlong, mut count) = (Vec::new(), 0, 0);
         for row in rows {
             let (line, messages) = row.with_context(read)?;
@@ -317,7 +317,7 @@ impl Loader<'_> {
                     "the tokenizer has tokens beyond the model's {}",
                     config.vocab_size
                 );
-                match text.tokens.len() <= self.arguments.max_tokens.min(config.max_positions) {
+                match text.tokens.len() <= longest {
                     true => texts.push(text),
                     false => overlong += 1,
                 }
@@ -328,6 +328,14 @@ impl Loader<'_> {
         let line = json!({"event": "data", "path": name, "rows": count, "texts": texts.len(), "overlong": overlong,
                           "tokens": tokens.sum::<usize>(), "learnt_tokens": targets});
         println!("{line}");
+        ensure!(count > 0, "`{name}` has no rows");
+        ensure!(
+            !texts.is_empty(),
+            "all {overlong} texts of `{name}` are longer than {longest} tokens, the least of `--max-tokens` ({}) and the model's \
+             positions ({})",
+            self.arguments.max_tokens,
+            config.max_positions
+        );
         Ok(texts)
     }
 }
