@@ -283,6 +283,7 @@ impl Objective {
     /// When sums are read and there is not one for each answer.
     pub fn update(&self, infos: &[SequenceInfo], sums: &[LogprobSums]) -> Result<UpdateState, ObjectiveError> {
         let sequences = |importance: Option<ImportanceWeights>| -> Vec<Sequence> {
+            // A mismatch would pair answers with the log-probs of others, and no later check could see it.
             assert_eq!(infos.len(), sums.len(), "every answer has its sums");
             infos.iter().zip(sums).map(|(info, sums)| coupled(info, *sums, importance)).collect()
         };

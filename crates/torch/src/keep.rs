@@ -105,6 +105,7 @@ impl Scratch {
         self.masses.fill(0.0);
         for weight in weights {
             let bucket = bucket_of(*weight);
+            // Weights that underflowed can never be drawn, and would make the lowest bucket as large as the vocabulary.
             self.counts[bucket] += u32::from(*weight > 0.0);
             self.masses[bucket] += f64::from(*weight);
         }
