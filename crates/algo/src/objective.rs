@@ -334,12 +334,14 @@ impl Objective {
                 outcome.loss = step.sequence_loss[index] / step.sequence_loss.len() as f64;
                 outcome.dloss_dlogprob.fill(step.dloss_dlogprob[index]);
                 if config.reward_method == RewardMethod::LogRatio {
-                    let (new, old) = (answer.new_logprobs()?, answer.old_logprobs()?);
+                    let new = answer.new_logprobs()?;
+                    let old = answer.old_logprobs()?;
                     let log_ratios: Vec<f64> = new.iter().zip(old).map(|(new, old)| new - old).collect();
                     outcome.metrics.add_ratios(&log_ratios);
                 }
                 if let Some(weights) = &config.importance {
-                    let (old, rollout) = (answer.old_logprobs()?, answer.rollout_logprobs()?);
+                    let old = answer.old_logprobs()?;
+                    let rollout = answer.rollout_logprobs()?;
                     let sums = LogprobSums { new: 0.0, old: old.iter().sum(), rollout: rollout.iter().sum() };
                     let (weight, is_cut) = held(weights, log_weight(weights, sums, info.tokens));
                     let tokens = info.tokens as usize;
@@ -352,7 +354,8 @@ impl Objective {
                 let mut outcome = SequenceOutcome::zeroed(info.tokens as usize);
                 outcome.loss = step.loss[index];
                 outcome.dloss_dlogprob.fill(step.dloss_dlogprob[index]);
-                let (new, old) = (answer.new_logprobs()?, answer.old_logprobs()?);
+                let new = answer.new_logprobs()?;
+                let old = answer.old_logprobs()?;
                 let log_ratios: Vec<f64> = new.iter().zip(old).map(|(new, old)| new - old).collect();
                 outcome.metrics.add_ratios(&log_ratios);
                 Ok(outcome)
