@@ -16,7 +16,8 @@ pub fn auc(scores: &[f64], labels: &[bool]) -> Option<f64> {
     pairs.sort_by(|a, b| a.0.total_cmp(&b.0));
     // Pairs are counted twice over, so that a tie (half a pair) stays an integer.
     let mut twice_won: u128 = 0;
-    let (mut positives, mut negatives) = (0u128, 0u128);
+    let mut positives = 0u128;
+    let mut negatives = 0u128;
     for tied in pairs.chunk_by(|a, b| a.0 == b.0) {
         let tied_positives = tied.iter().filter(|pair| pair.1).count() as u128;
         let tied_negatives = tied.len() as u128 - tied_positives;

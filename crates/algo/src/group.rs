@@ -15,7 +15,8 @@ pub(crate) fn members_by_group(sequences: &[Sequence]) -> BTreeMap<u64, Vec<usiz
     for members in groups.values_mut() {
         // By content and not by index: sums over a group then have one order, whichever rank or pass a member came from.
         members.sort_by(|&a, &b| {
-            let (a, b) = (&sequences[a], &sequences[b]);
+            let a = &sequences[a];
+            let b = &sequences[b];
             (a.new_logprob_sum.total_cmp(&b.new_logprob_sum))
                 .then(a.old_logprob_sum.total_cmp(&b.old_logprob_sum))
                 .then(a.label.total_cmp(&b.label))

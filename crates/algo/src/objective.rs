@@ -283,6 +283,7 @@ impl Objective {
     /// When sums are read and there is not one for each answer.
     pub fn update(&self, infos: &[SequenceInfo], sums: &[LogprobSums]) -> Result<UpdateState, ObjectiveError> {
         let sequences = |importance: Option<ImportanceWeights>| -> Vec<Sequence> {
+            // A mismatch would pair answers with the log-probs of others, and no later check could see it.
             assert_eq!(infos.len(), sums.len(), "every answer has its sums");
             infos.iter().zip(sums).map(|(info, sums)| coupled(info, *sums, importance)).collect()
         };
@@ -333,12 +334,14 @@ impl Objective {
                 outcome.loss = step.sequence_loss[index] / step.sequence_loss.len() as f64;
                 outcome.dloss_dlogprob.fill(step.dloss_dlogprob[index]);
                 if config.reward_method == RewardMethod::LogRatio {
-                    let (new, old) = (answer.new_logprobs()?, answer.old_logprobs()?);
+                    let new = answer.new_logprobs()?;
+                    let old = answer.old_logprobs()?;
                     let log_ratios: Vec<f64> = new.iter().zip(old).map(|(new, old)| new - old).collect();
                     outcome.metrics.add_ratios(&log_ratios);
                 }
                 if let Some(weights) = &config.importance {
-                    let (old, rollout) = (answer.old_logprobs()?, answer.rollout_logprobs()?);
+                    let old = answer.old_logprobs()?;
+                    let rollout = answer.rollout_logprobs()?;
                     let sums = LogprobSums { new: 0.0, old: old.iter().sum(), rollout: rollout.iter().sum() };
                     let (weight, is_cut) = held(weights, log_weight(weights, sums, info.tokens));
                     let tokens = info.tokens as usize;
@@ -351,7 +354,8 @@ impl Objective {
                 let mut outcome = SequenceOutcome::zeroed(info.tokens as usize);
                 outcome.loss = step.loss[index];
                 outcome.dloss_dlogprob.fill(step.dloss_dlogprob[index]);
-                let (new, old) = (answer.new_logprobs()?, answer.old_logprobs()?);
+                let new = answer.new_logprobs()?;
+                let old = answer.old_logprobs()?;
                 let log_ratios: Vec<f64> = new.iter().zip(old).map(|(new, old)| new - old).collect();
                 outcome.metrics.add_ratios(&log_ratios);
                 Ok(outcome)

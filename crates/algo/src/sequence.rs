@@ -93,7 +93,9 @@ impl<'a> Placed<'a> {
 
     /// Checks that requested numbers are present, one per token, and finite.
     pub(crate) fn checked(self, what: &'static str, values: Option<&'a [f64]>) -> Result<&'a [f64], ObjectiveError> {
-        let (index, group, tokens) = (self.index, self.info.group, self.info.tokens as usize);
+        let index = self.index;
+        let group = self.info.group;
+        let tokens = self.info.tokens as usize;
         let values = values.unwrap_or_default();
         if values.len() != tokens {
             return Err(ObjectiveError::Tokens { index, group, what, tokens, values: values.len() });

@@ -178,7 +178,9 @@ impl<'a> Checking<'a> {
         if self.grading.kind_of(&row) == Ok(VerifierKind::Code)
             && let Ok(Suite { solution: Some(solution), .. }) = Suite::parse(&row.answer)
         {
-            let (place, verifier, answer) = (row.place.clone(), self.grading.name_of(&row), row.answer.clone());
+            let place = row.place.clone();
+            let verifier = self.grading.name_of(&row);
+            let answer = row.answer.clone();
             let response = row.response.clone().unwrap_or_else(|| format!("```python\n{solution}\n```"));
             self.found.solutions.push(Solution { place, verifier, answer, response });
         }
@@ -190,7 +192,9 @@ impl<'a> Checking<'a> {
             && let Some(leniency) = gold.leniency
         {
             *self.lenient.entry(leniency).or_default() += 1;
-            let (place, answer, reading) = (&row.place, row.answer.trim(), gold.reading);
+            let place = &row.place;
+            let answer = row.answer.trim();
+            let reading = gold.reading;
             self.found.lenient_answers.add(|| format!("{place}: `{answer:.80}` has {leniency}; read as {reading}"));
         }
         if let Some(prompter) = self.prompter {

@@ -38,7 +38,8 @@ impl Prompter {
     /// # Errors
     /// When the tokenizer or the chat template cannot be used.
     pub fn read(model: &Path, system: Option<String>, suffix: String) -> Result<Self, DataError> {
-        let (tokenizer, template) = (Tokenizer::read(model)?, ChatTemplate::read(model)?);
+        let tokenizer = Tokenizer::read(model)?;
+        let template = ChatTemplate::read(model)?;
         Ok(Self { tokenizer, template, variables: Map::new(), system, suffix })
     }
 

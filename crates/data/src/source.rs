@@ -107,12 +107,14 @@ fn rows_of_files(path: &Path, source: &SourceSpec, take: &mut Take<'_, Record>) 
     }
     let window = window(source);
     let is_bounded = window != (0..usize::MAX);
-    let (mut first, mut fields) = (0, None);
+    let mut first = 0;
+    let mut fields = None;
     for file in &files {
         let mut part = source.clone();
         if is_bounded {
             let rows = count(file)?;
-            let (start, end) = (window.start.max(first), window.end.min(first + rows));
+            let start = window.start.max(first);
+            let end = window.end.min(first + rows);
             if start < end {
                 (part.skip, part.limit) = (Some(start - first), Some(end - start));
             } else {

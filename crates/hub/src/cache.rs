@@ -87,7 +87,8 @@ impl RepoCache {
     /// Files of a snapshot, as paths within the repository, in order.
     pub(crate) fn files(&self, commit: &str) -> Vec<String> {
         let root = self.snapshot(commit);
-        let (mut open, mut found) = (vec![root.clone()], Vec::new());
+        let mut open = vec![root.clone()];
+        let mut found = Vec::new();
         while let Some(folder) = open.pop() {
             for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
                 let path = entry.path();

@@ -58,7 +58,8 @@ impl Fetching<'_> {
         let mut bytes: u64 = entries.iter().filter(|entry| self.has_bytes(entry)).map(|entry| entry.bytes).sum();
         for entry in missing {
             let mut seen = |file_bytes: u64| {
-                let (file, file_total) = (entry.path.clone(), entry.bytes);
+                let file = entry.path.clone();
+                let file_total = entry.bytes;
                 report(&Progress { file, file_bytes, file_total, bytes: bytes + file_bytes, total });
             };
             self.fetch(entry, &mut seen).await?;
@@ -87,7 +88,8 @@ impl Fetching<'_> {
     }
 
     async fn fetch(&self, entry: &Entry, seen: &mut dyn FnMut(u64)) -> Result<(), HubError> {
-        let (blob, incomplete) = (self.cache.blob(&entry.digest), self.incomplete(entry));
+        let blob = self.cache.blob(&entry.digest);
+        let incomplete = self.incomplete(entry);
         create_parent(&blob)?;
         // Several processes of a host start at once and want the same file; one fetches it, the others wait.
         let _lock = self.cache.lock(&entry.digest, self.http.settings.patience.lock).await?;
@@ -95,7 +97,8 @@ impl Fetching<'_> {
             // Another process has fetched it meanwhile.
             return Ok(());
         }
-        let (mut tries, mut was_wrong) = (Tries::default(), false);
+        let mut tries = Tries::default();
+        let mut was_wrong = false;
         loop {
             let had = fs::metadata(&incomplete).map_or(0, |file| file.len());
             let (error, asked) = match self.attempt(entry, &incomplete, seen).await {
@@ -155,7 +158,8 @@ impl Fetching<'_> {
 
     async fn ask(&self, entry: &Entry, have: u64) -> Result<Answer, Failed> {
         let datasets = if self.repo.kind == HubKind::Dataset { "datasets/" } else { "" };
-        let (id, path) = (escaped(&self.repo.id, true), escaped(&entry.path, true));
+        let id = escaped(&self.repo.id, true);
+        let path = escaped(&entry.path, true);
         let url = format!("{}/{datasets}{id}/resolve/{}/{path}", self.http.settings.endpoint, self.commit);
         let mut request = Request::get(url);
         if have > 0 {

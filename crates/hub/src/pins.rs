@@ -76,7 +76,8 @@ impl Pins {
     /// Remembers a commit; the first one counts.
     pub fn add(&mut self, repo: &HubRepo, commit: &str) {
         if self.commit(repo).is_none() {
-            let (id, revision) = (repo.id.clone(), repo.revision().to_owned());
+            let id = repo.id.clone();
+            let revision = repo.revision().to_owned();
             self.pins.push(Pin { kind: kind(repo.kind).to_owned(), id, revision, commit: commit.to_owned() });
         }
     }

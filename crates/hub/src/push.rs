@@ -174,7 +174,8 @@ impl Pushing<'_> {
     /// The files of the folder, by name.
     fn local_files(&self) -> Result<Vec<Local>, HubError> {
         let root = &self.options.folder;
-        let (mut open, mut files) = (vec![root.clone()], Vec::new());
+        let mut open = vec![root.clone()];
+        let mut files = Vec::new();
         while let Some(folder) = open.pop() {
             for entry in fs::read_dir(&folder).map_err(HubError::file("list", &folder))? {
                 let path = entry.map_err(HubError::file("list", &folder))?.path();
@@ -279,7 +280,8 @@ impl Pushing<'_> {
         let large: Vec<&Local> = files.iter().filter(|file| digests.contains_key(&file.name)).collect();
         let total = large.iter().map(|file| file.bytes).sum();
         let url = format!("{}/{}.git/info/lfs/objects/batch", self.http.settings.endpoint, self.repo().id);
-        let (mut bytes, mut uploaded) = (0, 0);
+        let mut bytes = 0;
+        let mut uploaded = 0;
         for files in large.chunks(BATCH) {
             let objects: Vec<_> =
                 files.iter().map(|file| json!({"oid": digests[&file.name].0, "size": digests[&file.name].1})).collect();
@@ -301,7 +303,8 @@ impl Pushing<'_> {
                 }
                 if let Some(upload) = object.actions.as_ref().and_then(|actions| actions.upload.as_ref()) {
                     let mut seen = |file_bytes: u64| {
-                        let (name, file_total) = (file.name.clone(), *size);
+                        let name = file.name.clone();
+                        let file_total = *size;
                         report(&Progress { file: name, file_bytes, file_total, bytes: bytes + file_bytes, total });
                     };
                     self.upload_one(file, upload, (oid, *size), &mut seen).await?;

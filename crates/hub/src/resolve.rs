@@ -136,7 +136,8 @@ impl Hub {
     ) -> Result<(PathBuf, String), HubError> {
         let unusable = |message: String| HubError::Unusable { repo: repo.clone(), message };
         let snapshot = self.snapshot(repo, pin, say).await?;
-        let (cache, commit) = (self.cache(repo), snapshot.commit.clone());
+        let cache = self.cache(repo);
+        let commit = snapshot.commit.clone();
         let folder = cache.snapshot(&commit);
         let paths = self.paths(repo, &snapshot);
         let names = || paths.iter().map(String::as_str);

@@ -114,7 +114,8 @@ impl DrawOrder {
 
     /// The set of a draw, and the number of earlier draws from that set.
     fn place_of(&self, cursor: u64) -> (usize, u64) {
-        let (block, place) = (cursor / BLOCK, (cursor % BLOCK) as usize);
+        let block = cursor / BLOCK;
+        let place = (cursor % BLOCK) as usize;
         let mut walked = self.walked.lock().expect("no holder of this lock panics");
         if let Some((_, places)) = walked.blocks.iter().find(|(known, _)| *known == block) {
             return places[place];

@@ -42,7 +42,9 @@ impl Evidence {
     /// Outcome of a group with these labels, 1 for a right answer and 0 for a wrong one.
     #[must_use]
     pub fn of(labels: impl Iterator<Item = f64>) -> Self {
-        let (mut sum, mut count, mut solved) = (0.0, 0.0f64, true);
+        let mut sum = 0.0;
+        let mut count = 0.0f64;
+        let mut solved = true;
         for label in labels {
             sum += label.clamp(0.0, 1.0);
             count += 1.0;
@@ -152,7 +154,10 @@ mod packed {
     fn entry(word: &str) -> Option<(u32, Seen)> {
         let mut numbers = word.split('.').map(|number| u32::from_str_radix(number, 16).ok());
         let mut next = || numbers.next().flatten();
-        let (problem, visits, rate, solved) = (next()?, next()?, u16::try_from(next()?).ok()?, next()?);
+        let problem = next()?;
+        let visits = next()?;
+        let rate = u16::try_from(next()?).ok()?;
+        let solved = next()?;
         numbers.next().is_none().then_some((problem, Seen { visits, rate, solved }))
     }
 }

@@ -42,7 +42,8 @@ impl TrainOrder {
     #[must_use]
     pub fn index_at(&self, cursor: u64) -> usize {
         let len = self.len as u64;
-        let (epoch, position) = (cursor / len, (cursor % len) as usize);
+        let epoch = cursor / len;
+        let position = (cursor % len) as usize;
         if !self.shuffle {
             return position;
         }

@@ -179,7 +179,8 @@ pub(crate) fn isolate_root(
     see_only(paths, scratch, missing);
     let nobody = |error: nix::Error| format!("become nobody: {}", error.desc());
     setgroups(&[]).map_err(nobody)?;
-    let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+    let uid = Uid::from_raw(NOBODY);
+    let gid = Gid::from_raw(NOBODY);
     setresgid(gid, gid, gid).map_err(nobody)?;
     setresuid(uid, uid, uid).map_err(nobody)?;
     // Else the files that map the namespace's users belong to root from here on.
@@ -239,7 +240,8 @@ fn make_users(proc: Result<&File, &std::io::Error>, missing: &mut BTreeMap<Layer
 
 fn try_users(proc: Result<&File, &std::io::Error>) -> Result<(), String> {
     let proc = proc.map_err(|error| format!("open /proc/self: {error}"))?;
-    let (uid, gid) = (geteuid(), getegid());
+    let uid = geteuid();
+    let gid = getegid();
     unshare(CloneFlags::CLONE_NEWUSER).map_err(|error| format!("a namespace is refused: {}", error.desc()))?;
     // Without `deny` groups cannot be mapped; kernels before 3.19 have no such file.
     for (file, text) in

@@ -226,7 +226,8 @@ impl Written {
             (None, Some(signal), _) => Outcome::Signalled(signal),
             (None, None, code) => Outcome::Exited(code.unwrap_or(-1)),
         };
-        let (wall, peak_bytes) = (seconds(self.wall_seconds), self.peak_bytes);
+        let wall = seconds(self.wall_seconds);
+        let peak_bytes = self.peak_bytes;
         Ok(Ended { outcome, stdout: self.stdout, stderr: self.stderr, told, cpu, wall, peak_bytes })
     }
 }

@@ -40,7 +40,8 @@ impl<'a> AsText<'a> {
             _ => return (Self { tokenizer, marks: None, found }, Cow::Borrowed(messages)),
         };
         let marked = messages.iter().map(|message| {
-            let (mut content, mut end) = (String::new(), 0);
+            let mut content = String::new();
+            let mut end = 0;
             for place in tokenizer.control_tokens(&message.content) {
                 content.push_str(&message.content[end..place.start]);
                 content.push(marks[0]);
@@ -83,7 +84,8 @@ impl<'a> AsText<'a> {
         let real: Vec<_> = (self.tokenizer.control_tokens(rendered).into_iter())
             .filter(|place| !(rendered[..place.start].ends_with(before) && rendered[place.end..].starts_with(after)))
             .collect();
-        let (mut tokens, mut plain) = (Vec::new(), 0);
+        let mut tokens = Vec::new();
+        let mut plain = 0;
         let bounds = std::iter::once(0).chain(real.iter().map(|place| place.end));
         let ends = real.iter().map(|place| place.start).chain([rendered.len()]);
         for (start, end) in bounds.zip(ends) {
@@ -98,7 +100,8 @@ impl<'a> AsText<'a> {
         tokens.extend(self.tokenizer.encode(&rendered[plain..], false)?);
         if add_special {
             // Those around every text, as the tokenizer puts them around a short one.
-            let (with, without) = (self.tokenizer.encode("a", true)?, self.tokenizer.encode("a", false)?);
+            let with = self.tokenizer.encode("a", true)?;
+            let without = self.tokenizer.encode("a", false)?;
             let begin = with.windows(without.len().max(1)).position(|window| window == without).unwrap_or(0);
             let end = (begin + without.len()).min(with.len());
             drop(tokens.splice(0..0, with[..begin].iter().copied()));

@@ -53,7 +53,8 @@ impl Day {
 
     fn of_civil(year: i64, month: i64, day: i64) -> Self {
         let year = if month <= 2 { year - 1 } else { year };
-        let (era, of_era) = (year.div_euclid(400), year.rem_euclid(400));
+        let era = year.div_euclid(400);
+        let of_era = year.rem_euclid(400);
         let shifted = if month > 2 { month - 3 } else { month + 9 };
         let of_year = (153 * shifted + 2) / 5 + day - 1;
         Self { days: era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468 }

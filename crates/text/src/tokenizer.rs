@@ -59,7 +59,8 @@ impl Tokenizer {
         control.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then_with(|| a.cmp(b)));
         let mut control_begins = [false; 256];
         control.iter().for_each(|(token, _)| control_begins[usize::from(token.as_bytes()[0])] = true);
-        let (control, control_begins) = (control.into(), Arc::new(control_begins));
+        let control = control.into();
+        let control_begins = Arc::new(control_begins);
         Ok(Self { inner, spelling: Arc::default(), control, control_begins, path })
     }
 

@@ -34,7 +34,8 @@ pub fn accumulate(sum: &mut Tensor, values: &Tensor) -> Result<(), ViewError> {
         });
         return Ok(());
     }
-    let (sum, values) = (f32_mut(sum)?, bf16_ref(values)?);
+    let sum = f32_mut(sum)?;
+    let values = bf16_ref(values)?;
     let part = parallel::part_length(sum.len(), SMALLEST_PART);
     parallel::map(sum.chunks_mut(part).zip(values.chunks(part)).collect(), |(sum, values)| add(sum, values));
     Ok(())

@@ -125,7 +125,8 @@ for_each_instruction_set!(update_chunk = update_plain(
 /// The update itself; compiled once per instruction set, with identical results (no fused multiply-add is used).
 #[inline(always)]
 fn update_plain(f: Factors, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: Compute<'_>) {
-    let (n1, n2) = (1.0 - f.beta1, 1.0 - f.beta2);
+    let n1 = 1.0 - f.beta1;
+    let n2 = 1.0 - f.beta2;
     for (((w, m), v), g) in w.iter_mut().zip(m.iter_mut()).zip(v.iter_mut()).zip(g) {
         let g = *g * f.grad_scale;
         *m = f.beta1 * *m + n1 * g;

@@ -64,9 +64,11 @@ fn store<T: Element>(
 ) -> Result<(), ViewError> {
     let Shape { kv_heads, head_dim, .. } = shape;
     let (new_keys, new_values) = (rows_ref::<T>(k)?, rows_ref::<T>(v)?);
-    let (keys, values) = (T::slice_mut(keys)?, T::slice_mut(values)?);
+    let keys = T::slice_mut(keys)?;
+    let values = T::slice_mut(values)?;
     for ((&(block, place), key), value) in slots.iter().zip(new_keys).zip(new_values) {
-        let (block, place) = (block as usize, place as usize);
+        let block = block as usize;
+        let place = place as usize;
         assert!(place < BLOCK_TOKENS, "a block has no place {place}");
         // Keys are stored transposed: each is written once with a stride, and read again for every later token without one.
         for head in 0..kv_heads {
@@ -161,7 +163,8 @@ fn attend<T: Element>(
 ) -> Result<(), ViewError> {
     let width = shape.group * shape.head_dim;
     let queries = rows_ref::<T>(q)?;
-    let (keys, values) = (T::slice(keys)?, T::slice(values)?);
+    let keys = T::slice(keys)?;
+    let values = T::slice(values)?;
     let outputs = T::slice_mut(output)?.chunks_mut(width);
     let of_rows = queries.iter().zip(rows).flat_map(|(q, row)| (0..shape.kv_heads).map(move |head| (q, row, head)));
     let hidden = |row: &BlockRow<'_>| {

@@ -143,7 +143,8 @@ pub fn release_memory() {
 pub fn device_memory(device: Device) -> Option<(u64, u64)> {
     let Device::Cuda(_) = device else { return None };
     type MemGetInfo = unsafe extern "C" fn(*mut usize, *mut usize) -> libc::c_int;
-    let (mut free, mut total) = (0usize, 0usize);
+    let mut free = 0usize;
+    let mut total = 0usize;
     // SAFETY: the symbol is that of the CUDA runtime that libtorch has loaded, whose signature this is; both pointers are
     // valid for the call. The current device is the one that `init` has returned, the only one of this process.
     let status = unsafe {

@@ -24,7 +24,9 @@ pub(crate) fn to_bf16(value: f32, index: usize) -> bf16 {
 ///
 /// `master`: `[n]` float32, finite; `first`: index of its first element among all weights. Returns `[n]` bfloat16.
 pub fn dithered_bf16(master: &Tensor, first: usize) -> Tensor {
-    let (n, first, device) = (master.size()[0], first as i64, master.device());
+    let n = master.size()[0];
+    let first = first as i64;
+    let device = master.device();
     // 64-bit integers hold the product of two 32-bit ones; only its low 32 bits count.
     let index = Tensor::arange_start(first, first + n, (Kind::Int64, device)).bitwise_and(0xffff_ffff_i64);
     let threshold = (index * i64::from(STRIDE)).bitwise_and(0xffff_ffff_i64).bitwise_right_shift_tensor_scalar(16);

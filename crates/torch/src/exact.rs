@@ -177,7 +177,8 @@ fn squares_plain(block: &[i64]) -> u128 {
     // Below 2^10, so that the whole part of a square times 2^20 is below 2^41, and the rest of it times 2^44 below 2^44:
     // 1,024 of each fit into 64 bits.
     if largest < (SMALL as u64) << 40 {
-        let (mut high, mut low) = (0i64, 0i64);
+        let mut high = 0i64;
+        let mut low = 0i64;
         for sum in block {
             let scaled = square(sum) * (1u64 << 20) as f64;
             let rounded = scaled + ROUND;

@@ -49,7 +49,8 @@ fn halves(gate_up: &Tensor) -> (Tensor, usize) {
 }
 
 fn forward<T: Element>(gate_up: &Tensor, output: &mut Tensor, width: usize) -> Result<(), ViewError> {
-    let (gate_up, output) = (T::slice(gate_up)?, T::slice_mut(output)?);
+    let gate_up = T::slice(gate_up)?;
+    let output = T::slice_mut(output)?;
     let part = parallel::part_length(output.len(), SMALLEST_PART).next_multiple_of(width);
     let parts = gate_up.chunks(2 * part).zip(output.chunks_mut(part)).collect();
     parallel::map(parts, |(gate_up, output)| forward_rows(gate_up, output, width));
@@ -75,7 +76,9 @@ fn backward<T: Element>(
     output: &mut Tensor,
     width: usize,
 ) -> Result<(), ViewError> {
-    let (gate_up, gradient, output) = (T::slice_mut(gate_up)?, T::slice(gradient)?, T::slice_mut(output)?);
+    let gate_up = T::slice_mut(gate_up)?;
+    let gradient = T::slice(gradient)?;
+    let output = T::slice_mut(output)?;
     let part = parallel::part_length(output.len(), SMALLEST_PART).next_multiple_of(width);
     let parts = gate_up.chunks_mut(2 * part).zip(gradient.chunks(part)).zip(output.chunks_mut(part)).collect();
     parallel::map(parts, |((gate_up, gradient), output)| backward_rows(gate_up, gradient, output, width));
@@ -92,7 +95,9 @@ fn backward_plain<T: Element>(gate_up: &mut [T], gradient: &[T], output: &mut [T
     for ((row, gradient), output) in rows.zip(output.chunks_exact_mut(width)) {
         let (gates, ups) = row.split_at_mut(width);
         for (((gate, up), gradient), output) in gates.iter_mut().zip(ups).zip(gradient).zip(output) {
-            let (g, u, slope) = (gate.read(), up.read(), gradient.read());
+            let g = gate.read();
+            let u = up.read();
+            let slope = gradient.read();
             let s = sigmoid(g);
             let silu = g * s;
             *output = T::write(silu * u);

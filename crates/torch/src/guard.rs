@@ -19,7 +19,8 @@ pub(crate) struct Thrown;
 pub(crate) fn guarded<R>(work: impl FnOnce() -> R) -> Result<R, Thrown> {
     static REGISTERED: Once = Once::new();
     REGISTERED.call_once(register);
-    let (mut work, mut result) = (Some(work), None);
+    let mut work = Some(work);
+    let mut result = None;
     let mut run = || result = work.take().map(|work| work());
     let mut run: &mut dyn FnMut() = &mut run;
     let mut stack = [ptr::from_mut(&mut run).expose_provenance() as u64];

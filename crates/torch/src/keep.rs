@@ -69,7 +69,8 @@ pub(crate) fn keep(weights: &mut [f32], filters: &Filters, scratch: &mut Scratch
             (last, kept) = scratch.prefix(weights, |count, _| count >= most);
         }
         if filters.top_p < 1.0 {
-            let (most, mass) = (kept.0, filters.top_p * kept.1);
+            let most = kept.0;
+            let mass = filters.top_p * kept.1;
             // The first always stays, whatever rounding makes of a small nucleus.
             (last, _) = scratch.prefix(weights, |count, before| count > 0 && (count >= most || before >= mass));
         }
@@ -105,6 +106,7 @@ impl Scratch {
         self.masses.fill(0.0);
         for weight in weights {
             let bucket = bucket_of(*weight);
+            // Weights that underflowed can never be drawn, and would make the lowest bucket as large as the vocabulary.
             self.counts[bucket] += u32::from(*weight > 0.0);
             self.masses[bucket] += f64::from(*weight);
         }
@@ -113,7 +115,8 @@ impl Scratch {
     /// The longest prefix of the ranking whose members all come before `full` is true of the number and the weight of
     /// those ahead of them; and its number and weight. The last is 0 when it is never full.
     fn prefix(&mut self, weights: &[f32], full: impl Fn(usize, f64) -> bool) -> (Last, (usize, f64)) {
-        let (mut count, mut mass) = (0, 0.0);
+        let mut count = 0;
+        let mut mass = 0.0;
         for bucket in (0..BUCKETS).rev().filter(|bucket| self.counts[*bucket] > 0).collect::<Vec<_>>() {
             let with_bucket = (count + self.counts[bucket] as usize, mass + self.masses[bucket]);
             if !full(with_bucket.0, with_bucket.1) {

@@ -33,7 +33,8 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor, Vie
 /// # Errors
 /// When a tensor cannot be viewed.
 pub fn add_rms_norm(x: &Tensor, y: &Tensor, weight: &Tensor, epsilon: f64) -> Result<(Tensor, Tensor), ViewError> {
-    let (mut sum, mut output) = (x.empty_like(), x.empty_like());
+    let mut sum = x.empty_like();
+    let mut output = x.empty_like();
     by_kind!(x, forward(Some((y, &mut sum)), x, weight, epsilon as f32, &mut output))?;
     Ok((sum, output))
 }
@@ -130,7 +131,8 @@ fn backward<T: Element>(
             x.chunks(part).map(<[T]>::len).collect()
         }
     };
-    let (mut x, mut gradient) = (x, T::slice(gradient)?);
+    let mut x = x;
+    let mut gradient = T::slice(gradient)?;
     let mut residual = residual.map(T::slice).transpose()?;
     let parts = lengths.into_iter().map(|length| {
         let residual = residual.as_mut().map(|residual| residual.split_off(..length).expect("as many rows"));
@@ -170,7 +172,8 @@ fn backward_plain<T: Element>(
 ) -> Vec<f32> {
     let width = weight.len();
     let mut by_weight = vec![0.0f32; width];
-    let (mut row, mut slope) = (vec![0.0f32; width], vec![0.0f32; width]);
+    let mut row = vec![0.0f32; width];
+    let mut slope = vec![0.0f32; width];
     let mut residuals = residual.map(|residual| residual.chunks_exact(width));
     let rows = x.chunks_exact(width).zip(gradient.chunks_exact(width));
     for ((x, gradient), output) in rows.zip(output.chunks_exact_mut(width)) {

@@ -136,7 +136,8 @@ impl Blas {
     fn get() -> Option<&'static Self> {
         static BLAS: OnceLock<Option<Blas>> = OnceLock::new();
         BLAS.get_or_init(|| {
-            let (handle, gemm) = (symbol(c"torch_get_current_cuda_blas_handle").ok()?, symbol(c"cublasGemmEx").ok()?);
+            let handle = symbol(c"torch_get_current_cuda_blas_handle").ok()?;
+            let gemm = symbol(c"cublasGemmEx").ok()?;
             // SAFETY: the symbols are functions of these signatures.
             unsafe {
                 Some(Self {

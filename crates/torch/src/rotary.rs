@@ -59,7 +59,9 @@ fn turn_plain<T: Element>(row: &mut [T], cos: &[f32], sin: &[f32], backwards: bo
     for head in row.chunks_exact_mut(2 * half) {
         let (low, high) = head.split_at_mut(half);
         for (((low, high), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
-            let (a, b, sin) = (low.read(), high.read(), sin * sign);
+            let a = low.read();
+            let b = high.read();
+            let sin = sin * sign;
             *low = T::write(a * cos - b * sin);
             *high = T::write(b * cos + a * sin);
         }

@@ -95,7 +95,8 @@ impl Targets<'_> {
                 }
                 let target_logit = scratch[target];
                 let max = maximum(&scratch);
-                let (mut total, mut weighted) = (0.0, 0.0);
+                let mut total = 0.0;
+                let mut weighted = 0.0;
                 for block in scratch.chunks_mut(BLOCK) {
                     let (sum, with_logits) = exponentials(block, max);
                     total += f64::from(sum);

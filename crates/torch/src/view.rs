@@ -93,7 +93,8 @@ views!(
 
 /// Distance between the tokens of a `[T, heads, H]` tensor of elements `T`, each of which is contiguous.
 fn token_stride<T: Element>(tensor: &Tensor) -> Result<usize, ViewError> {
-    let (sizes, strides) = (tensor.size(), tensor.stride());
+    let sizes = tensor.size();
+    let strides = tensor.stride();
     let fits = has_kernels(tensor) && tensor.kind().elt_size_in_bytes() == size_of::<T>();
     match (&sizes[..], &strides[..]) {
         (&[_, heads, width], &[token, head, 1]) if fits && (head == width || heads == 1) && token >= heads * width => {
@@ -111,7 +112,8 @@ const LAYOUT: &str = " with such strides";
 /// When a token is not contiguous in host memory or the kind is another.
 pub(crate) fn rows_ref<T: Element>(tensor: &Tensor) -> Result<Vec<&[T]>, ViewError> {
     let stride = token_stride::<T>(tensor)?;
-    let (tokens, width) = (tensor.size()[0] as usize, (tensor.size()[1] * tensor.size()[2]) as usize);
+    let tokens = tensor.size()[0] as usize;
+    let width = (tensor.size()[1] * tensor.size()[2]) as usize;
     let first = tensor.data_ptr().cast::<T>().cast_const();
     // SAFETY: by size and stride each token is that many elements of the storage, which lives as long as the tensor.
     Ok((0..tokens).map(|token| unsafe { std::slice::from_raw_parts(first.add(token * stride), width) }).collect())
@@ -123,7 +125,8 @@ pub(crate) fn rows_ref<T: Element>(tensor: &Tensor) -> Result<Vec<&[T]>, ViewErr
 /// As [`rows_ref`].
 pub(crate) fn rows_mut<T: Element>(tensor: &mut Tensor) -> Result<Vec<&mut [T]>, ViewError> {
     let stride = token_stride::<T>(tensor)?;
-    let (tokens, width) = (tensor.size()[0] as usize, (tensor.size()[1] * tensor.size()[2]) as usize);
+    let tokens = tensor.size()[0] as usize;
+    let width = (tensor.size()[1] * tensor.size()[2]) as usize;
     let first = tensor.data_ptr().cast::<T>();
     // SAFETY: as above; the stride is no less than the width, so the slices do not overlap.
     Ok((0..tokens).map(|token| unsafe { std::slice::from_raw_parts_mut(first.add(token * stride), width) }).collect())

@@ -67,7 +67,8 @@ impl Service {
         let request = v1::VerifyRequest { question, response, gold };
         let policy = Policy::of_service("Verify", self.limit).waits(FIRST_WAIT, LONGEST_WAIT);
         let call = || {
-            let (mut client, request) = (self.client.clone(), request.clone());
+            let mut client = self.client.clone();
+            let request = request.clone();
             async move { client.verify(request).await }
         };
         policy.run(call).await

@@ -68,7 +68,8 @@ impl Judge {
         concurrency: usize,
         cache_entries: usize,
     ) -> Result<Self, VerifierError> {
-        let (limit, concurrency) = (spec.timeout, concurrency.max(1));
+        let limit = spec.timeout;
+        let concurrency = concurrency.max(1);
         let (by, version) = match &spec.by {
             JudgeKind::Math(math) => (By::Rule(Rule::math(*math, limit, concurrency)), Some(math_version(*math))),
             JudgeKind::Exact => {

@@ -44,7 +44,8 @@ impl Session {
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         // Samples wait here and not at the coordinator only: a thread that is done has the next one at once.
         let capacity = threads.saturating_mul(HELD_PER_THREAD).min(Semaphore::MAX_PERMITS);
-        let (worker, run_id) = (membership.worker, membership.run_id.clone());
+        let worker = membership.worker;
+        let run_id = membership.run_id.clone();
         Self { client, worker, run_id, activity: membership.activity.clone(), grading, capacity }
     }
 
@@ -109,7 +110,8 @@ impl Leasing {
             };
             for task in tasks {
                 let room = Arc::clone(&self.room.free).acquire_owned().await.expect("the semaphore is never closed");
-                let (grading, verdicts) = (self.grading.clone(), self.verdicts.clone());
+                let grading = self.grading.clone();
+                let verdicts = self.verdicts.clone();
                 let context = TraceContext::of_group(self.run_id.get().unwrap_or_default(), task.group_id);
                 let v1::VerifyTask { lease_id: lease, group_id: group, sample_index: sample, .. } = task;
                 let trace_id = context.trace_id();
@@ -180,7 +182,8 @@ impl Submitting {
     async fn submit(&mut self, verdicts: Vec<v1::TaskVerdict>) -> Result<(), CallError> {
         let request = v1::SubmitVerdictsRequest { worker_id: self.worker.0, verdicts };
         let call = || {
-            let (mut client, request) = (self.client.clone(), request.clone());
+            let mut client = self.client.clone();
+            let request = request.clone();
             async move { client.submit_verdicts(request).await }
         };
         let response = SUBMIT_VERDICTS.run(call).await?;

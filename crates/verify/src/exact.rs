@@ -129,7 +129,8 @@ fn call(function: Function, arguments: &[BigRational], budget: &mut Budget) -> O
             Some(BigRational::from_integer(factorial))
         }
         (Function::Binomial, [n, k]) if n.is_integer() && k.is_integer() => {
-            let (n, k) = (n.numer().to_u64()?, k.numer().to_u64()?);
+            let n = n.numer().to_u64()?;
+            let k = k.numer().to_u64()?;
             if k > n {
                 return Some(BigRational::zero());
             }
@@ -168,7 +169,8 @@ fn logarithm(x: &BigRational, base: &BigRational, budget: &mut Budget) -> Option
         return None;
     }
     let times = (argument.bits() as f64 - 1.0) / (base.numer().bits() as f64 - 1.0).max(1.0);
-    let (mut power, mut exponent) = (BigInt::one(), 0i64);
+    let mut power = BigInt::one();
+    let mut exponent = 0i64;
     // Each turn multiplies by the base, so there are no more turns than bits.
     budget.spend((times as usize + 2) * (words(x) + 1))?;
     while power < *argument {

@@ -117,7 +117,8 @@ impl Work {
     /// Determines the overall form of an answer.
     fn shape(&mut self, expr: &Expr, budget: &mut Budget) {
         let sums = factors_of_sums(expr);
-        let (mut above, mut below) = (Vec::new(), Vec::new());
+        let mut above = Vec::new();
+        let mut below = Vec::new();
         flat_factors(expr, &mut above, &mut below);
         let has_more = above.iter().any(|factor| factor.has_symbols() && factors_of_sums(factor) == 0);
         let is_product = !matches!(expr, Expr::Sum(_));
@@ -153,7 +154,8 @@ impl Work {
                 return;
             }
             Expr::Product(_) | Expr::Inverse(_) => {
-                let (mut above, mut below) = (Vec::new(), Vec::new());
+                let mut above = Vec::new();
+                let mut below = Vec::new();
                 flat_factors(expr, &mut above, &mut below);
                 for side in [&above, &below] {
                     let literals = side.iter().filter(|factor| is_literal(factor)).count();

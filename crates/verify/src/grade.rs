@@ -71,6 +71,7 @@ pub fn grade_counted(response: &str, gold: &str, rules: impl Into<Rules>) -> (Ve
 
 fn grade_within(response: &str, gold: &str, rules: Rules, budgets: &mut [Budget; 4]) -> Verdict {
     let [for_gold, for_response, for_comparison, for_form] = budgets;
+    // The reference first, so that a bad row fails whatever the sample says, instead of some samples being judged wrong.
     let gold = match gold::read(gold, for_gold) {
         Ok(gold) => gold,
         Err(error) => return verdict(Outcome::Failed, None, error.to_string()),
@@ -109,6 +110,7 @@ fn grade_within(response: &str, gold: &str, rules: Rules, budgets: &mut [Budget;
     let decision = gold.judge(&found, for_comparison);
     let why = |rule: &str| reason(rule, &gold, &found, &decision);
     let judgement = decision.judgement;
+    // Counted apart from wrong answers, because the comparison did not come to an end.
     if !judgement.equal && for_comparison.is_spent() {
         return verdict(Outcome::Unparsable, Some(found.source.clone()), why("too_complex"));
     }

@@ -42,7 +42,8 @@ impl Reading {
 
     /// Decides whether another answer equals this one.
     pub(crate) fn judge(&self, found: &Self, budget: &mut Budget) -> Decision {
-        let (gold, answer) = (&self.settled.answer, &found.settled.answer);
+        let gold = &self.settled.answer;
+        let answer = &found.settled.answer;
         let judgement = compare(gold, answer, budget);
         if judgement.equal {
             return judgement.into();
@@ -132,8 +133,10 @@ impl Reading {
 
     /// Allows another name of an integer parameter: `k\pi` and `n\pi`.
     fn with_parameter(&self, found: &Self, budget: &mut Budget) -> Option<Decision> {
-        let (gold, answer) = (&self.settled.answer, &found.settled.answer);
-        let (own, other) = (variables(gold), variables(answer));
+        let gold = &self.settled.answer;
+        let answer = &found.settled.answer;
+        let own = variables(gold);
+        let other = variables(answer);
         let mut only_own = own.iter().filter(|name| !other.contains(name));
         let mut only_other = other.iter().filter(|name| !own.contains(name));
         let (Some(name), None) = (only_own.next(), only_own.next()) else { return None };
@@ -143,7 +146,8 @@ impl Reading {
         if !are_declared && !are_periods() {
             return None;
         }
-        let (target, by) = (Expr::Symbol(renamed.clone()), Expr::Symbol(name.clone()));
+        let target = Expr::Symbol(renamed.clone());
+        let by = Expr::Symbol(name.clone());
         let answer = mapped(answer, &mut |expr| expr.replaced(&target, &by));
         equal(gold, &answer, budget)
     }

@@ -28,7 +28,8 @@ impl RealConfig {
         }
         let logit = |s: &Sequence| (s.new_logprob_sum - s.old_logprob_sum) / (f64::from(s.tokens) * self.tau);
         ScalarStep::by_group(sequences, |members| {
-            let (mut loss, mut slopes) = (0.0, vec![0.0; members.len()]);
+            let mut loss = 0.0;
+            let mut slopes = vec![0.0; members.len()];
             for right in [true, false] {
                 let share = |s: &Sequence| if right { s.label } else { 1.0 - s.label };
                 let sign = if right { -1.0 } else { 1.0 };

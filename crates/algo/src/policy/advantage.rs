@@ -153,7 +153,8 @@ impl PolicyConfig {
             *last = answer.info.reward;
         }
         if let Some(kl) = self.kl_at(KlPlace::Reward) {
-            let (old, reference) = (answer.old_logprobs()?, answer.reference_logprobs()?);
+            let old = answer.old_logprobs()?;
+            let reference = answer.reference_logprobs()?;
             for (reward, (old, reference)) in rewards.iter_mut().zip(old.iter().zip(reference)) {
                 *reward -= kl.coefficient * kl.kind.value(old - reference);
             }
@@ -166,7 +167,8 @@ impl PolicyConfig {
         let advantages = match self.advantage {
             AdvantageEstimator::ReinforcePp { gamma } => discounted_returns(rewards, gamma),
             AdvantageEstimator::Remax => {
-                let (index, group) = (answer.index, answer.info.group);
+                let index = answer.index;
+                let group = answer.info.group;
                 let greedy = answer.info.greedy_reward.filter(|reward| reward.is_finite());
                 remax_advantages(rewards, greedy.ok_or(ObjectiveError::GreedyReward { index, group })?)
             }

@@ -118,7 +118,8 @@ impl PolicyConfig {
     ) -> Result<(), ObjectiveError> {
         let Some(kl) = self.kl else { return Ok(()) };
         let scale = normaliser.token_weight(self.aggregation, answer.info.tokens) * kl.coefficient;
-        let (new, reference) = (answer.new_logprobs()?, answer.reference_logprobs()?);
+        let new = answer.new_logprobs()?;
+        let reference = answer.reference_logprobs()?;
         for (t, (new, reference)) in new.iter().zip(reference).enumerate() {
             let estimate = kl.kind.value(new - reference);
             outcome.metrics.reference_kl += estimate;

@@ -18,7 +18,8 @@ pub(crate) fn remax_advantages(rewards: &[f64], greedy_reward: f64) -> Vec<f64> 
 /// value after the last one is 0. The value model's targets are these advantages plus `values`.
 pub(crate) fn gae(rewards: &[f64], values: &[f64], gamma: f64, lambda: f64) -> Vec<f64> {
     let mut advantages = vec![0.0; rewards.len()];
-    let (mut next_value, mut next_advantage) = (0.0, 0.0);
+    let mut next_value = 0.0;
+    let mut next_advantage = 0.0;
     for t in (0..rewards.len()).rev() {
         let surprise = rewards[t] + gamma * next_value - values[t];
         advantages[t] = surprise + gamma * lambda * next_advantage;

@@ -37,7 +37,8 @@ fn masked(clip: &Clip, divergence: Divergence, cap: f64, advantage: f64, Ratio {
     if advantage == 0.0 {
         return Surrogate::default();
     }
-    let (now, before) = (new.exp(), (new - log_ratio).exp());
+    let now = new.exp();
+    let before = (new - log_ratio).exp();
     let (limit, goes_on) = if advantage > 0.0 { (clip.high, now > before) } else { (clip.low, now < before) };
     let distance = match divergence {
         Divergence::Tv => (now - before).abs(),
@@ -79,7 +80,8 @@ pub(crate) fn surrogate(clip: &Clip, advantage: f64, log_ratio: f64) -> Surrogat
     let ratio = log_ratio.exp();
     let free = -advantage * ratio;
     let bounded = -advantage * ratio.clamp(1.0 - clip.low, 1.0 + clip.high);
-    let (clipped, loss) = (bounded > free, free.max(bounded));
+    let clipped = bounded > free;
+    let loss = free.max(bounded);
     if let Some(dual) = clip.dual.filter(|dual| advantage < 0.0 && loss > -advantage * dual) {
         return Surrogate { loss: -advantage * dual, slope: 0.0, clipped, dual_clipped: true };
     }

@@ -51,13 +51,15 @@ fn value_loss(
     answer: Placed<'_>,
     targets: &TokenAdvantages,
 ) -> Result<ValueOutcome, ObjectiveError> {
-    let (old, new) = (answer.values()?, answer.new_values()?);
+    let old = answer.values()?;
+    let new = answer.new_values()?;
     let returns = answer.checked("returns", Some(&targets.returns))?;
     let weight = normaliser.token_weight(config.aggregation, answer.info.tokens);
     let mut outcome = ValueOutcome::default();
     for ((&new, &old), &target) in new.iter().zip(old).zip(returns) {
         let held = new.clamp(old - config.clip, old + config.clip);
-        let (free, bounded) = ((new - target) * (new - target), (held - target) * (held - target));
+        let free = (new - target) * (new - target);
+        let bounded = (held - target) * (held - target);
         let clipped = bounded > free;
         outcome.loss += weight * free.max(bounded);
         outcome.dloss_dvalue.push(if clipped { 0.0 } else { 2.0 * weight * (new - target) });

@@ -70,6 +70,7 @@ pub(crate) fn script(spec: &JobSpec, arguments: &LaunchSlurm, place: &Place) -> 
             script.push_str(END_OF_JOINED);
         }
     }
+    // Quoting is easy to get wrong, and a wrong script is found out after hours in a queue: what a shell would read is compared here.
     read_back(&script, &options, arguments, place)?;
     Ok(script)
 }

@@ -66,7 +66,9 @@ impl HostCollective {
         group: GroupConfig,
         abort: AbortHandle,
     ) -> Result<Self, CollectiveError> {
-        let (rank, world_size, timeout) = (group.rank, group.world_size(), group.timeout);
+        let rank = group.rank;
+        let world_size = group.world_size();
+        let timeout = group.timeout;
         let mut communicator = Self { rank, world_size, timeout, ring: None, abort, calls: 0, emulated: None };
         let deadline = Instant::now() + timeout;
         if let Err(fault) = communicator.enter(listener, &group, deadline) {

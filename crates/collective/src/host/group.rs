@@ -40,7 +40,8 @@ impl GroupConfig {
 
     pub(crate) fn check(&self) -> Result<(), ErrorKind> {
         if self.rank >= self.world_size() {
-            let (rank, world_size) = (self.rank, self.world_size());
+            let rank = self.rank;
+            let world_size = self.world_size();
             return Err(ErrorKind::Invalid(format!("rank {rank} has no address in a group of {world_size}")));
         }
         if self.job.len() > JOB_LIMIT {

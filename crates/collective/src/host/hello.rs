@@ -56,7 +56,9 @@ impl Hello {
             socket.read_exact(&mut bytes, limit)?;
             Ok(u64::from_le_bytes(bytes))
         };
-        let (generation, rank, world_size) = (Generation(number()?), number()?, number()?);
+        let generation = Generation(number()?);
+        let rank = number()?;
+        let world_size = number()?;
         let job = read_text(socket, TEXT_LIMIT, limit)?;
         let small = |value: u64| usize::try_from(value).map_err(io::Error::other);
         Ok(Self { job, generation, rank: small(rank)?, world_size: small(world_size)? })

@@ -73,7 +73,8 @@ impl Join<'_> {
         let next = self.group.next();
         let stopped = || self.stopped();
         let limit = Limit { deadline: self.deadline, stopped: &stopped };
-        let (mut pause, mut problem) = (PAUSE.0, String::new());
+        let mut pause = PAUSE.0;
+        let mut problem = String::new();
         loop {
             let latest = match self.try_dial(limit) {
                 Ok(socket) => return Ok(Some(socket)),

@@ -110,7 +110,9 @@ pub struct Versions {
 impl fmt::Display for Versions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { nccl, cuda } = self;
-        let (nccl_major, nccl_minor, nccl_patch) = (nccl / 10_000, nccl / 100 % 100, nccl % 100);
+        let nccl_major = nccl / 10_000;
+        let nccl_minor = nccl / 100 % 100;
+        let nccl_patch = nccl % 100;
         write!(f, "NCCL {nccl_major}.{nccl_minor}.{nccl_patch} and CUDA {}.{}", cuda / 1000, cuda / 10 % 100)
     }
 }

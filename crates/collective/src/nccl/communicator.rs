@@ -93,7 +93,8 @@ impl NcclCollective {
             id = api.unique_id().map_err(|error| fail(&ring, error))?;
         }
         ring.broadcast(0, &mut id)?;
-        let (world_size, rank) = (ring.world_size(), ring.rank());
+        let world_size = ring.world_size();
+        let rank = ring.rank();
         // From here on, an error path drops `formed`, which frees what exists.
         let mut formed = Self {
             ring,
@@ -230,14 +231,16 @@ impl Collective for NcclCollective {
     fn reduce_scatter_sum_device(&mut self, data: &DeviceBuffer) -> Result<(), CollectiveError> {
         let numbers = self.numbers(Operation::ReduceScatterSum, data)?;
         self.ring.check_parts(Operation::ReduceScatterSum, numbers)?;
-        let (part, rank) = (numbers / self.world_size(), self.rank());
+        let part = numbers / self.world_size();
+        let rank = self.rank();
         let launch = Launch::ReduceScatterSum { data: data.pointer, part, rank };
         self.on_device(Operation::ReduceScatterSum, data, launch)
     }
 
     fn all_gather_device(&mut self, data: &DeviceBuffer) -> Result<(), CollectiveError> {
         self.ring.check_parts(Operation::AllGather, data.bytes)?;
-        let (part, rank) = (data.bytes / self.world_size(), self.rank());
+        let part = data.bytes / self.world_size();
+        let rank = self.rank();
         self.on_device(Operation::AllGather, data, Launch::AllGather { data: data.pointer, part, rank })
     }
 

@@ -188,7 +188,9 @@ impl Library {
             return Err(DeviceError::NoDriver);
         }
         let nccl = Nccl::get()?;
-        let (mut count, mut device, mut context) = (0, 0, ptr::null_mut());
+        let mut count = 0;
+        let mut device = 0;
+        let mut context = ptr::null_mut();
         // SAFETY: every pointer is to a local of the right type, and the calls are in the order that
         // the driver requires.
         unsafe {
@@ -234,7 +236,8 @@ impl Drop for Library {
 // pointers are to locals of the right type. `enter` has made the context current.
 impl Api for Library {
     fn versions(&self) -> Result<Versions, DeviceError> {
-        let (mut nccl, mut cuda) = (0, 0);
+        let mut nccl = 0;
+        let mut cuda = 0;
         // SAFETY: see above.
         self.nccl.check("ncclGetVersion", unsafe { (self.nccl.get_version)(&mut nccl) })?;
         // SAFETY: see above.
@@ -284,7 +287,8 @@ impl Api for Library {
 
     fn wait_for(&self, stream: Stream, event: Event) -> Result<(), DeviceError> {
         self.enter()?;
-        let (stream, event) = (stream.0 as cuda::CUstream, event.0 as cuda::CUevent);
+        let stream = stream.0 as cuda::CUstream;
+        let event = event.0 as cuda::CUevent;
         // SAFETY: see above.
         check("cuStreamWaitEvent", unsafe { cuda::cuStreamWaitEvent(stream, event, 0) })
     }
@@ -348,7 +352,8 @@ impl Api for Library {
             let message = format!("{value} is no number of ranks");
             c_int::try_from(value).map_err(|_| DeviceError::Call { call, message })
         };
-        let (world_size, rank) = (number(world_size)?, number(rank)?);
+        let world_size = number(world_size)?;
+        let rank = number(rank)?;
         let id = types::ncclUniqueId { internal: id.map(|byte| byte as c_char) };
         let mut config = types::ncclConfig_t {
             size: size_of::<types::ncclConfig_t>(),
@@ -380,7 +385,8 @@ impl Api for Library {
 
     fn enqueue(&self, comm: Comm, launch: Launch, stream: Stream) -> Result<(), DeviceError> {
         self.enter()?;
-        let (comm, stream) = (comm.0 as types::ncclComm_t, stream.0 as types::cudaStream_t);
+        let comm = comm.0 as types::ncclComm_t;
+        let stream = stream.0 as types::cudaStream_t;
         let nccl = self.nccl;
         let at = |pointer: Pointer, offset: usize| (pointer.0 as usize + offset) as *mut c_void;
         // SAFETY: see above. The maker of the buffer guarantees its memory until the operation has returned, and
@@ -403,7 +409,8 @@ impl Api for Library {
                     nccl.check("ncclAllGather", code)
                 }
                 Launch::Broadcast { data, bytes, root } => {
-                    let (data, root) = (at(data, 0), c_int::try_from(root).unwrap_or(c_int::MAX));
+                    let data = at(data, 0);
+                    let root = c_int::try_from(root).unwrap_or(c_int::MAX);
                     nccl.check("ncclBroadcast", (nccl.broadcast)(data, data, bytes, UINT8, root, comm, stream))
                 }
             }

@@ -64,7 +64,8 @@ impl Fields {
         place: String,
     ) -> Result<Record, String> {
         let at = |field: &String| value(field)?.ok_or_else(|| no_field(field, &names()));
-        let (question, answer) = (at(&self.question)?, at(&self.answer)?);
+        let question = at(&self.question)?;
+        let answer = at(&self.answer)?;
         let is_wrong =
             |field: &str, what: String, wanted: &str| format!("field `{field}` is {what}, expected {wanted}");
         let asked = match question {

@@ -12,7 +12,9 @@ use crate::DataError;
 
 /// Rows of a file of JSON: an object a line, or one array of objects, whatever its name says.
 pub(super) fn rows(path: &Path, source: &SourceSpec, take: &mut Take<'_, Record>) -> Result<Option<Fields>, DataError> {
-    let (window, mut position, mut fields) = (window(source), 0, None);
+    let window = window(source);
+    let mut position = 0;
+    let mut fields = None;
     objects(path, &mut |number, object| {
         let here = position;
         position += 1;

@@ -119,7 +119,8 @@ impl Answer {
     pub(crate) async fn complaint(mut self) -> Complaint {
         let code = self.header("x-error-code").unwrap_or_default().to_owned();
         let said = self.header("x-error-message").unwrap_or_default().to_owned();
-        let (status, host) = (self.status, self.host.clone());
+        let status = self.status;
+        let host = self.host.clone();
         let mut bytes = Vec::new();
         while let Ok(Some(chunk)) = self.chunk().await {
             bytes.extend_from_slice(&chunk);
@@ -269,7 +270,8 @@ impl Http {
             }
         };
         let (head, body) = response.into_parts();
-        let (status, headers) = (head.status.as_u16(), head.headers);
+        let status = head.status.as_u16();
+        let headers = head.headers;
         Ok(Answer { status, headers, first: None, host, body, silence: patience.silence, connection })
     }
 

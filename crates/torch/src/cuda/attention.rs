@@ -153,7 +153,8 @@ impl DeviceKernels {
     ) -> Result<Tensor, KernelError> {
         let shape = self.shape();
         let [n, k, h, s] = [shape.heads, shape.kv_heads, shape.head_dim, BLOCK_TOKENS].map(|size| size as i64);
-        let (rows, blocks) = (table.rows as i64, keys.size()[0]);
+        let rows = table.rows as i64;
+        let blocks = keys.size()[0];
         self.expect("queries", q, &[rows, n, h]);
         self.expect("keys", keys, &[blocks, k, h, s]);
         self.expect("values", values, &[blocks, k, s, h]);

@@ -37,7 +37,8 @@ impl Gpu {
         let Device::Cuda(index) = device else {
             return Err(KernelError::Shape { what: format!("{device:?}") });
         };
-        let (driver, ordinal) = (Driver::get()?, ordinal(index)?);
+        let driver = Driver::get()?;
+        let ordinal = ordinal(index)?;
         let streams = Streams::of(index)?;
         let mut context = ptr::null_mut();
         // SAFETY: every pointer is to a local of the right type, and calls come in the order that the driver asks for. The
@@ -97,7 +98,8 @@ fn ordinal(index: usize) -> Result<cuda::CUdevice, KernelError> {
 }
 
 fn attribute(ordinal: cuda::CUdevice, which: Attribute) -> Result<u32, KernelError> {
-    let (driver, mut value) = (Driver::get()?, 0);
+    let driver = Driver::get()?;
+    let mut value = 0;
     // SAFETY: the pointer is to a local, and the handle is the driver's.
     check("cuDeviceGetAttribute", unsafe { (driver.get_attribute)(&mut value, which, ordinal) })?;
     Ok(value.unsigned_abs())

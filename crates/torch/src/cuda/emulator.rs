@@ -32,7 +32,8 @@ pub(super) struct Emulator {
 impl Emulator {
     pub(super) fn load(shape: &KernelShape) -> Result<Self, KernelError> {
         let folder = Scratch::create()?;
-        let (source, library) = (folder.0.join("kernels.cpp"), folder.0.join("kernels.so"));
+        let source = folder.0.join("kernels.cpp");
+        let library = folder.0.join("kernels.so");
         let mut text = include_str!("emulator.h").to_owned() + &shape.text();
         for kernel in KERNELS {
             let _ = writeln!(

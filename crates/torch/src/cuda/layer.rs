@@ -33,7 +33,8 @@ impl DeviceKernels {
         if let Some(y) = y {
             self.expect("what is added", y, &sizes);
         }
-        let (sum, output) = (y.map(Tensor::empty_like), x.empty_like());
+        let sum = y.map(Tensor::empty_like);
+        let output = x.empty_like();
         let packed = self.packed(width, [Some(x), y, sum.as_ref(), Some(&output)].into_iter().flatten());
         let arguments = [
             x.into(),
@@ -107,7 +108,8 @@ impl DeviceKernels {
             self.expect("a norm", k_norm, &[h]);
         }
         let empty = |heads: i64| Tensor::empty([tokens, heads, h], (projected.kind(), projected.device()));
-        let (q, rotated) = (empty(n), empty(k));
+        let q = empty(n);
+        let rotated = empty(k);
         let arguments = [
             projected.into(),
             norms.map(|norms| norms.0).into(),

@@ -220,7 +220,8 @@ impl DeviceKernels {
         let (count, vocabulary) = logits.size2().expect("logits are a matrix");
         self.expect_kind("logits", logits, Kind::Float, &[count, vocabulary]);
         self.expect_kind("targets", targets, Kind::Int64, &[count]);
-        let (by_logprob, by_entropy) = (slopes.map(|slopes| slopes.0), slopes.and_then(|slopes| slopes.1));
+        let by_logprob = slopes.map(|slopes| slopes.0);
+        let by_entropy = slopes.and_then(|slopes| slopes.1);
         for slopes in by_logprob.into_iter().chain(by_entropy) {
             self.expect_kind("slopes", slopes, Kind::Float, &[count]);
         }

@@ -122,7 +122,8 @@ fn sequences(query_starts: &Tensor, key_starts: &Tensor, longest: [i64; 2]) -> V
         assert_eq!(starts.kind(), Kind::Int, "starts are int32");
         (0..starts.size()[0]).map(|i| starts.int64_value(&[i])).collect::<Vec<_>>()
     };
-    let (queries, keys) = (starts(query_starts), starts(key_starts));
+    let queries = starts(query_starts);
+    let keys = starts(key_starts);
     assert_eq!(queries.len(), keys.len());
     let found: Vec<_> = queries
         .windows(2)
@@ -142,7 +143,8 @@ fn part(x: &Tensor, [start, rows]: [i64; 2], repeats: i64) -> Tensor {
 
 /// Scores of a sequence, `[N, Q, S]`, where a query sees `before` keys before its own, or all.
 fn scores(q: &Tensor, k: &Tensor, before: Option<i64>) -> Tensor {
-    let (queries, keys) = (q.size()[1], k.size()[1]);
+    let queries = q.size()[1];
+    let keys = k.size()[1];
     let all = || Tensor::ones([queries, keys], (Kind::Bool, q.device()));
     let own = keys - queries;
     let later = all().triu(own + 1);
@@ -187,7 +189,8 @@ unsafe extern "C-unwind" fn backward(stack: *mut u64, inputs: u64, outputs: u64)
     stack.none(&["a scale"]);
     let before = stack.int();
     stack.none(&["a window to the right"]);
-    let (kv_heads, head_dim) = (k.size()[1], k.size()[2]);
+    let kv_heads = k.size()[1];
+    let head_dim = k.size()[2];
     let group = q.size()[1] / kv_heads;
     let scale = (head_dim as f64).powf(-0.5);
     let [by_q, by_k, by_v] = [&q, &k, &v].map(Tensor::empty_like);

@@ -159,7 +159,8 @@ impl Recorded {
     }
 
     fn call<R>(&mut self, what: &'static str, member: impl FnOnce(Class, *mut c_void) -> R) -> Result<R, GraphError> {
-        let (class, graph) = (self.class, self.place.as_mut_ptr().cast());
+        let class = self.class;
+        let graph = self.place.as_mut_ptr().cast();
         guarded(|| member(class, graph)).map_err(|_| GraphError::Call(what))
     }
 }

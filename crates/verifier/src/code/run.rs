@@ -93,7 +93,8 @@ impl Run<'_> {
                 return Ok(End::Compile(problem));
             }
         }
-        let (mut first, mut passed) = (None, 0);
+        let mut first = None;
+        let mut passed = 0;
         for (index, case) in cases.iter().enumerate() {
             // The limit of all cases is the verification's own. Without it, many cases just below their limits would outlast the lease.
             let step = match Instant::now() >= self.deadline {

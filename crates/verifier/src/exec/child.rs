@@ -221,7 +221,8 @@ impl Child {
 
     /// Has the guard end the program. One that does not, because the program has stopped it, say, is ended with all of them.
     fn end_guard(&self) {
-        let (guard, program) = (self.group.as_raw(), self.program.clone());
+        let guard = self.group.as_raw();
+        let program = self.program.clone();
         let Some(began) = guard::began(guard) else { return };
         let _ = kill(self.group, Signal::SIGTERM);
         // Without a runtime this process is about to end, which the guard notices, too.

@@ -14,12 +14,14 @@ pub fn same_output(expected: &str, got: &str, tolerance: f64) -> bool {
         }
         lines
     };
-    let (expected, got) = (lines(expected), lines(got));
+    let expected = lines(expected);
+    let got = lines(got);
     expected.len() == got.len() && expected.iter().zip(&got).all(|(a, b)| same_line(a, b, tolerance))
 }
 
 fn same_line(expected: &str, got: &str, tolerance: f64) -> bool {
-    let (mut expected, mut got) = (expected.split_whitespace(), got.split_whitespace());
+    let mut expected = expected.split_whitespace();
+    let mut got = got.split_whitespace();
     loop {
         match (expected.next(), got.next()) {
             (None, None) => return true,

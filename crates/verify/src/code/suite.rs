@@ -146,7 +146,8 @@ fn pairs(fields: &Map<String, Value>, function: Option<&str>) -> Result<Vec<Suit
         let found = fields.get(key).ok_or("has neither `cases`, nor `tests`, nor `inputs` and `outputs`")?;
         found.as_array().ok_or("`inputs` and `outputs` are no lists")
     };
-    let (inputs, outputs) = (list("inputs")?, list("outputs")?);
+    let inputs = list("inputs")?;
+    let outputs = list("outputs")?;
     if inputs.len() != outputs.len() {
         return Err(format!("has {} inputs and {} outputs", inputs.len(), outputs.len()));
     }

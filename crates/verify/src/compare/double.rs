@@ -124,7 +124,8 @@ impl Double {
         let rest = self.minus(quarter.times(Self::new(turns)));
         let square = rest.times(rest).negated();
         // Terms of both series alternate; |rest| is at most π/4, so 1/28! is far below the last digit.
-        let (mut sine, mut cosine) = (rest, Self::ONE);
+        let mut sine = rest;
+        let mut cosine = Self::ONE;
         let mut term = Self::ONE;
         for n in 1..14 {
             let even = f64::from(2 * n * (2 * n - 1));

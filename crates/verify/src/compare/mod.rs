@@ -195,7 +195,8 @@ pub(crate) fn text_key(text: &str) -> String {
     let mut key = String::with_capacity(text.len());
     for (at, &c) in chars.iter().enumerate() {
         let digit = |at: Option<usize>| at.and_then(|at| chars.get(at)).is_some_and(char::is_ascii_digit);
-        let (before, after) = (digit(at.checked_sub(1)), digit(Some(at + 1)));
+        let before = digit(at.checked_sub(1));
+        let after = digit(Some(at + 1));
         match c {
             _ if c.is_alphanumeric() => key.extend(c.to_lowercase()),
             '<' | '>' | '≤' | '≥' | '=' | '≠' | '+' | '*' | '/' | '^' | '×' | '÷' | '%' | '√' => key.push(c),

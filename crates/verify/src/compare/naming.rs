@@ -87,7 +87,8 @@ pub(crate) fn mapped(answer: &Answer, change: &mut dyn FnMut(&Expr) -> Expr) -> 
         Answer::Equalities { sides, names } => Answer::Equalities { sides: all(sides), names: *names },
         Answer::Difference(a, b) => Answer::Difference(Box::new(mapped(a, change)), Box::new(mapped(b, change))),
         Answer::Equation { left, right, names } => {
-            let (left, right) = (Box::new(mapped(left, change)), Box::new(mapped(right, change)));
+            let left = Box::new(mapped(left, change));
+            let right = Box::new(mapped(right, change));
             Answer::Equation { left, right, names: *names }
         }
         Answer::Inequality(order, left, right) => Answer::Inequality(*order, change(left), change(right)),

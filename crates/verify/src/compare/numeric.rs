@@ -116,7 +116,8 @@ impl Value {
     }
 
     pub(super) fn times(self, other: Self) -> Option<Self> {
-        let (a, b) = (self.magnitude(), other.magnitude());
+        let a = self.magnitude();
+        let b = other.magnitude();
         let error = a * other.error + b * self.error + self.error * other.error + 4.0 * EPSILON * a * b;
         let re = self.re.times(other.re).minus(self.im.times(other.im));
         let im = self.re.times(other.im).plus(self.im.times(other.re));
@@ -203,7 +204,8 @@ impl Value {
             return Some((Self::new(sine, Double::ZERO, error)?, Self::new(cosine, Double::ZERO, error)?));
         }
         let turned = Self { re: self.im.negated(), im: self.re, error: self.error };
-        let (forth, back) = (turned.exp()?, turned.negated().exp()?);
+        let forth = turned.exp()?;
+        let back = turned.negated().exp()?;
         let cosine = forth.plus(back)?.times(Self::whole(0.5))?;
         let half_over_i = Self { re: Double::ZERO, im: Double::new(-0.5), error: 0.0 };
         Some((forth.minus(back)?.times(half_over_i)?, cosine))
@@ -431,7 +433,8 @@ fn unary(function: Function, x: Value) -> Option<Value> {
     if !x.is_real() {
         return None;
     }
-    let (t, error) = (x.re, x.error);
+    let t = x.re;
+    let error = x.error;
     let one = Value::whole(1.0);
     match function {
         Function::Arcsin | Function::Arccos => {
@@ -451,8 +454,10 @@ fn unary(function: Function, x: Value) -> Option<Value> {
         }
         Function::Arctan => Value::real(t.angle(Double::ONE), error + 4.0 * EPSILON),
         Function::Sinh | Function::Cosh | Function::Tanh => {
-            let (up, down) = (x.exp()?, x.negated().exp()?);
-            let (sinh, cosh) = (up.minus(down)?, up.plus(down)?);
+            let up = x.exp()?;
+            let down = x.negated().exp()?;
+            let sinh = up.minus(down)?;
+            let cosh = up.plus(down)?;
             match function {
                 Function::Sinh => sinh.times(Value::whole(0.5)),
                 Function::Cosh => cosh.times(Value::whole(0.5)),

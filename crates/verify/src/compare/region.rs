@@ -141,7 +141,8 @@ impl Region {
     /// Solves `x < 3`, for sides that are linear in one variable or the absolute value of a linear expression.
     fn of_inequality(order: Order, left: &Expr, right: &Expr, budget: &mut Budget) -> Option<Self> {
         let is_closed = order == Order::LessOrEqual;
-        let (below, above) = (End::infinite(f64::NEG_INFINITY), End::infinite(f64::INFINITY));
+        let below = End::infinite(f64::NEG_INFINITY);
+        let above = End::infinite(f64::INFINITY);
         match (order, left.has_symbols(), right.has_symbols()) {
             (Order::NotEqual, true, false) => preimage(left, Self::point(right, budget)?.complement(), budget),
             (Order::NotEqual, false, true) => preimage(right, Self::point(left, budget)?.complement(), budget),
@@ -278,7 +279,8 @@ impl Region {
             is_closed: end.is_closed,
         };
         let interval = |interval: &Interval| {
-            let (low, high) = (end(&interval.low), end(&interval.high));
+            let low = end(&interval.low);
+            let high = end(&interval.high);
             if by > 0.0 { Interval { low, high } } else { Interval { low: high, high: low } }
         };
         Self::joined(self.0.iter().map(interval).collect(), budget)

@@ -50,7 +50,8 @@ fn points(gold: &Answer, found: &Answer, budget: &mut Budget) -> Option<Judgemen
     if matches!(gold, Answer::Scalar(_)) || matches!(found, Answer::Scalar(_)) {
         return None;
     }
-    let (gold, found) = (Region::new(gold, budget)?, Region::new(found, budget)?);
+    let gold = Region::new(gold, budget)?;
+    let found = Region::new(found, budget)?;
     Some(Judgement::new(gold.same(&found, budget), Rule::Region))
 }
 
@@ -161,7 +162,8 @@ fn same_function(gold: [&Answer; 2], found: [&Answer; 2], budget: &mut Budget) -
     if variable != other && !is_free(&variable, found[1]) {
         return false;
     }
-    let (by, target) = (Expr::Symbol(variable), Expr::Symbol(other));
+    let by = Expr::Symbol(variable);
+    let target = Expr::Symbol(other);
     let renamed = super::naming::mapped(found[1], &mut |expr| expr.replaced(&target, &by));
     compare(gold[1], &renamed, budget).equal
 }

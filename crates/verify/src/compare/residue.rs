@@ -101,7 +101,8 @@ fn times(a: u64, b: u64) -> u64 {
 }
 
 fn power(base: u64, mut exponent: u64) -> u64 {
-    let (mut result, mut square) = (1, base);
+    let mut result = 1;
+    let mut square = base;
     while exponent > 0 {
         if exponent & 1 == 1 {
             result = times(result, square);

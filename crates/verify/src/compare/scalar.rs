@@ -32,7 +32,8 @@ pub(super) fn compare(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgeme
 /// A degree sign on one side only: 45° equal π/4, and 45 if the other side has no π that would make it radians.
 fn in_degrees(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement {
     let judgement = plain_compare(gold, found, budget);
-    let (in_gold, in_found) = (has(gold, Constant::Degree), has(found, Constant::Degree));
+    let in_gold = has(gold, Constant::Degree);
+    let in_found = has(found, Constant::Degree);
     if judgement.equal || in_gold == in_found {
         return judgement;
     }
@@ -109,8 +110,10 @@ fn differ_in_case_only(gold: &Expr, found: &Expr) -> bool {
         names.dedup();
         names
     };
-    let (gold, found) = (names(gold), names(found));
-    let (gold_lower, found_lower) = (lower(&gold), lower(&found));
+    let gold = names(gold);
+    let found = names(found);
+    let gold_lower = lower(&gold);
+    let found_lower = lower(&found);
     gold != found && gold_lower == found_lower && gold_lower.len() == gold.len() && found_lower.len() == found.len()
 }
 
@@ -219,7 +222,8 @@ fn same_digits(gold: &Expr, found: &Expr) -> Option<bool> {
         Expr::Number(number) if number.value.is_integer() => Some((number.value.to_string(), None)),
         _ => None,
     };
-    let (gold, found) = (digits(gold)?, digits(found)?);
+    let gold = digits(gold)?;
+    let found = digits(found)?;
     let same_base = gold.1.is_none() || found.1.is_none() || gold.1 == found.1;
     Some(gold.0 == found.0 && same_base)
 }

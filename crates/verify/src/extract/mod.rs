@@ -59,6 +59,7 @@ fn spoken(response: &str) -> &str {
     const TURN_ENDS: [&str; 5] = ["<|im_start|>user", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "</s>"];
     let mut text = response;
     if text.len() > MAX_RESPONSE_BYTES {
+        // The end is kept: that is where final answers are.
         let mut start = text.len() - MAX_RESPONSE_BYTES;
         while !text.is_char_boundary(start) {
             start += 1;
@@ -70,6 +71,7 @@ fn spoken(response: &str) -> &str {
             text = &text[..at];
         }
     }
+    // A response that ends with its reasoning is read as a whole: the answer can only be in there.
     match text.rfind("</think>").map(|at| &text[at + "</think>".len()..]) {
         Some(following) if !following.trim().is_empty() => following,
         _ => text,

@@ -179,7 +179,8 @@ impl Parser<'_> {
         let Some((Some(top), Some(bottom), used)) = parts.filter(|_| !whole.is_decimal) else {
             return Ok(whole);
         };
-        let (top, bottom) = (integer(top)?, integer(bottom)?);
+        let top = integer(top)?;
+        let bottom = integer(bottom)?;
         if top.is_zero() || top >= bottom {
             return Ok(whole);
         }

@@ -7,7 +7,8 @@ use pacs_spec::GeneratorSpec;
 use super::{Generated, Ways};
 
 pub(super) fn ways(generator: &GeneratorSpec, operator: char, value: fn(i64, i64) -> i64) -> Ways {
-    let (low, operands) = (generator.low, generator.operands() as u32);
+    let low = generator.low;
+    let operands = generator.operands() as u32;
     let make = move |index| problem(low + index / operands, operator, low + index % operands, value);
     Ways::Listed((operands as usize).pow(2), Box::new(make))
 }

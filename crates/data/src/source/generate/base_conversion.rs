@@ -5,7 +5,8 @@ use pacs_spec::GeneratorSpec;
 use super::{Generated, Ways};
 
 pub(super) fn ways(generator: &GeneratorSpec) -> Ways {
-    let (low, base) = (generator.low, generator.base());
+    let low = generator.low;
+    let base = generator.base();
     Ways::Listed(generator.operands() as usize, Box::new(move |index| problem(low + index, base)))
 }
 

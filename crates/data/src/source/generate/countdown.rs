@@ -35,7 +35,8 @@ fn problem(generator: &GeneratorSpec, random: &mut Numbers) -> Option<Generated>
     // In the order of their use they would be half of the answer.
     numbers.sort_unstable();
     let list = joined(&numbers, ", ");
-    let (question, answer) = (format!("Make {value} of {list}."), format!("{value} from all of {list}"));
+    let question = format!("Make {value} of {list}.");
+    let answer = format!("{value} from all of {list}");
     Some(Generated { question, answer, response: Some(expression) })
 }
 

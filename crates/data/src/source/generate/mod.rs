@@ -91,7 +91,8 @@ fn each(generator: &GeneratorSpec, most: usize, found: &mut Each<'_>) -> Result<
         }
         Ways::Drawn(make) => {
             let mut random = Numbers::new(Stream::Generator, generator.seed, 0);
-            let (mut seen, mut idle) = (HashSet::new(), 0);
+            let mut seen = HashSet::new();
+            let mut idle = 0;
             while seen.len() < most && idle < IDLE {
                 match make(&mut random) {
                     Some(problem) if seen.insert(problem.question.clone()) => {

@@ -7,7 +7,9 @@ use pacs_spec::GeneratorSpec;
 use super::{Generated, Ways};
 
 pub(super) fn ways(generator: &GeneratorSpec) -> Ways {
-    let (low, operands, modulus) = (generator.low, generator.operands() as u32, generator.modulus());
+    let low = generator.low;
+    let operands = generator.operands() as u32;
+    let modulus = generator.modulus();
     let make = move |index| problem(low + index / operands, low + index % operands, modulus);
     Ways::Listed((operands as usize).pow(2), Box::new(make))
 }
