@@ -4,6 +4,7 @@
 //! requests to the driver are small and bounded; one status serves all who ask within half a second; and a watcher that
 //! does not read loses events.
 
+mod dashboard;
 mod exporter;
 mod feed;
 mod history;
@@ -22,6 +23,7 @@ use pacs_runtime::net::Security;
 use pacs_types::{GroupId, SampleId};
 use tokio::sync::{Semaphore, broadcast, watch};
 
+pub use self::dashboard::{DashboardError, DashboardRecord};
 use self::feed::Feed;
 use self::in_flight::{Candidates, InFlight};
 use self::query::{Found, Query};
