@@ -12,6 +12,7 @@ use pacs_spec::ObjectiveKind;
 use crate::look::compare::Compare;
 use crate::look::dashboard::Dashboard;
 use crate::look::logs::Logs;
+use crate::look::report::Report;
 use crate::look::runs::Runs;
 use crate::look::samples::Samples;
 use crate::look::top::Top;
@@ -80,6 +81,8 @@ pub(crate) enum Command {
     Top(Top),
     /// Shows runs in a browser: curves, a timeline, workers, samples.
     Dashboard(Dashboard),
+    /// Writes a run as one HTML file.
+    Report(Report),
     /// Shows sampled answers and their verdicts.
     Samples(Samples),
     /// Compares the metrics of several runs.

@@ -64,6 +64,7 @@ fn main() -> ExitCode {
         Command::Status(arguments) => status::status(&arguments),
         Command::Top(arguments) => look::top::run(&arguments),
         Command::Dashboard(arguments) => look::dashboard::run(&arguments),
+        Command::Report(arguments) => look::report::run(&arguments),
         Command::Samples(arguments) => look::samples::run(&arguments),
         Command::Compare(arguments) => look::compare::run(&arguments),
         Command::Logs(arguments) => look::logs::run(&arguments),

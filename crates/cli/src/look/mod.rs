@@ -1,10 +1,11 @@
-//! Inspecting runs, live or past: `pacs top | dashboard | samples | compare | logs | runs`.
+//! Inspecting runs, live or past: `pacs top | dashboard | report | samples | compare | logs | runs`.
 //!
 //! A live run is asked through `ObserveService`. For a past run its folder is read, with the code that the coordinator itself uses.
 
 pub(crate) mod compare;
 pub(crate) mod dashboard;
 pub(crate) mod logs;
+pub(crate) mod report;
 pub(crate) mod runs;
 pub(crate) mod samples;
 mod source;
