@@ -16,6 +16,7 @@ use crate::look::report::Report;
 use crate::look::runs::Runs;
 use crate::look::samples::Samples;
 use crate::look::top::Top;
+use crate::look::watch::Watch;
 use crate::operate::{DrainWorker, OnRun, SetValue, Stop};
 use crate::run::StopBefore;
 
@@ -83,6 +84,8 @@ pub(crate) enum Command {
     Dashboard(Dashboard),
     /// Writes a run as one HTML file.
     Report(Report),
+    /// Prints what a run measures, from its beginning on, for another program.
+    Watch(Watch),
     /// Shows sampled answers and their verdicts.
     Samples(Samples),
     /// Compares the metrics of several runs.

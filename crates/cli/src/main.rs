@@ -65,6 +65,7 @@ fn main() -> ExitCode {
         Command::Top(arguments) => look::top::run(&arguments),
         Command::Dashboard(arguments) => look::dashboard::run(&arguments),
         Command::Report(arguments) => look::report::run(&arguments),
+        Command::Watch(arguments) => look::watch::run(&arguments),
         Command::Samples(arguments) => look::samples::run(&arguments),
         Command::Compare(arguments) => look::compare::run(&arguments),
         Command::Logs(arguments) => look::logs::run(&arguments),

@@ -1,4 +1,4 @@
-//! Inspecting runs, live or past: `pacs top | dashboard | report | samples | compare | logs | runs`.
+//! Inspecting runs, live or past: `pacs top | dashboard | watch | report | samples | compare | logs | runs`.
 //!
 //! A live run is asked through `ObserveService`. For a past run its folder is read, with the code that the coordinator itself uses.
 
@@ -10,6 +10,7 @@ pub(crate) mod runs;
 pub(crate) mod samples;
 mod source;
 pub(crate) mod top;
+pub(crate) mod watch;
 
 use std::path::{Path, PathBuf};
 
