@@ -25,6 +25,7 @@ use crate::live;
 use crate::look::dashboard;
 use crate::plan::default_run_dir;
 use crate::run::{Console, create_folders, inspect_model, next, start_failure};
+use crate::traces;
 use crate::verifier::misplaced;
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
@@ -82,6 +83,7 @@ impl Run<'_> {
         let Some(coordinator) = self.start(options, &wishes).await? else { return Ok(Exit::Again) };
         let _listed = live::list(&coordinator, self.run_dir);
         self.serve_metrics(&coordinator).await?;
+        traces::export(&coordinator)?;
         let _dashboard = self.serve_dashboard(&coordinator, &served).await?;
         attempts::note(self.run_dir, &launch_name()).map_err(attempt_failure)?;
         ending::forget(self.run_dir);

@@ -34,6 +34,7 @@ mod status;
 mod study;
 mod supervise;
 mod target;
+mod traces;
 mod verifier;
 mod verify;
 

@@ -51,6 +51,7 @@ use crate::hub;
 use crate::live;
 use crate::look::dashboard;
 use crate::model_folder::{self, ModelFolder};
+use crate::traces;
 
 /// Grace for workers after the coordinator, which waits for them itself, has ended.
 const LEAVE_GRACE: Duration = Duration::from_secs(3);
@@ -236,6 +237,7 @@ impl Job<'_> {
         let coordinator = Coordinator::start(options).await.map_err(start_failure)?;
         let _listed = live::list(&coordinator, &self.launch.run_dir);
         let metrics = self.serve_metrics(&coordinator).await?;
+        traces::export(&coordinator)?;
         let dashboard = match self.launch.dashboard {
             DashboardAt::Nowhere => None,
             DashboardAt::Usual => dashboard::of_coordinator(&coordinator, &spec, None).await?,
