@@ -12,7 +12,7 @@ const LAYERS: [&[&str]; 8] = [
     &["types", "algo", "text", "shape", "report", "sandbox"],
     &["verify", "protocol", "collective", "order", "spec"],
     &["torch"],
-    &["runtime", "data", "hub", "machine", "model"],
+    &["runtime", "dashboard", "data", "hub", "machine", "model"],
     &["weights"],
     &["broadcast"],
     &["coordinator", "rollout", "learner", "verifier"],

@@ -10,10 +10,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use pacs_spec::ObjectiveKind;
 
 use crate::look::compare::Compare;
+use crate::look::dashboard::Dashboard;
 use crate::look::logs::Logs;
+use crate::look::report::Report;
 use crate::look::runs::Runs;
 use crate::look::samples::Samples;
 use crate::look::top::Top;
+use crate::look::watch::Watch;
 use crate::operate::{DrainWorker, OnRun, SetValue, Stop};
 use crate::run::StopBefore;
 
@@ -77,6 +80,12 @@ pub(crate) enum Command {
     Status(Status),
     /// Shows a live run on one screen.
     Top(Top),
+    /// Shows runs in a browser: curves, a timeline, workers, samples.
+    Dashboard(Dashboard),
+    /// Writes a run as one HTML file.
+    Report(Report),
+    /// Prints what a run measures, from its beginning on, for another program.
+    Watch(Watch),
     /// Shows sampled answers and their verdicts.
     Samples(Samples),
     /// Compares the metrics of several runs.
@@ -496,6 +505,12 @@ pub(crate) struct Run {
     /// Serve Prometheus metrics at this address, under /metrics. Default: off.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) metrics_listen: Option<SocketAddr>,
+    /// Serve the dashboard at this loopback address. Default: 127.0.0.1:7780, or another port when that one is in use.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) dashboard_listen: Option<SocketAddr>,
+    /// Serve no dashboard.
+    #[arg(long, conflicts_with = "dashboard_listen")]
+    pub(crate) no_dashboard: bool,
 }
 
 /// The processes that a command starts on this machine, and what it says of them.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, RunEnd, StartError, StopHandle};
+use pacs_dashboard::Server;
 use pacs_hub::{Part, Pins};
 use pacs_runtime::launch::Launch;
 use pacs_runtime::net::PeerRole;
@@ -21,8 +22,10 @@ use crate::ending::{self, Ending};
 use crate::failure::Failure;
 use crate::hub;
 use crate::live;
+use crate::look::dashboard;
 use crate::plan::default_run_dir;
 use crate::run::{Console, create_folders, inspect_model, next, start_failure};
+use crate::traces;
 use crate::verifier::misplaced;
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
@@ -73,12 +76,15 @@ impl Run<'_> {
         };
         let installed = wishes.leave.on_signals().and_then(|()| wishes.warned.on_warning());
         installed.context("install signal handlers").map_err(Failure::bug)?;
+        let served = spec.clone();
         let options = self.options(spec).await?;
         let health = self.health().await?;
         attempts::check(self.run_dir, self.arguments.starts_without_progress).map_err(attempt_failure)?;
         let Some(coordinator) = self.start(options, &wishes).await? else { return Ok(Exit::Again) };
         let _listed = live::list(&coordinator, self.run_dir);
         self.serve_metrics(&coordinator).await?;
+        traces::export(&coordinator)?;
+        let _dashboard = self.serve_dashboard(&coordinator, &served).await?;
         attempts::note(self.run_dir, &launch_name()).map_err(attempt_failure)?;
         ending::forget(self.run_dir);
         let mut console = Console::new(self.arguments.json);
@@ -156,6 +162,16 @@ impl Run<'_> {
             serving.map_err(|error| Failure::again(error).doing(format!("listen on {listen} for metrics")))?;
         tracing::info!(%address, "serving metrics at /metrics");
         Ok(())
+    }
+
+    async fn serve_dashboard(self, coordinator: &Coordinator, spec: &JobSpec) -> Result<Option<Server>, Failure> {
+        // An empty environment variable counts as unset.
+        let Some(listen) = self.arguments.dashboard_listen.as_ref().filter(|listen| !listen.is_empty()) else {
+            return Ok(None);
+        };
+        let server = dashboard::of_coordinator(coordinator, spec, Some(resolve(listen).await?)).await?;
+        server.iter().for_each(|server| tracing::info!(address = %server.address(), "serving the dashboard"));
+        Ok(server)
     }
 
     fn progress_timeout(self) -> Duration {

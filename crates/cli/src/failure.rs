@@ -37,6 +37,11 @@ impl Failure {
         self
     }
 
+    /// What failed, without the hint.
+    pub(crate) fn reason(&self) -> String {
+        pacs_runtime::chain(self.error.as_ref())
+    }
+
     /// Adds a hint at what the user can do.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());

@@ -34,6 +34,7 @@ mod status;
 mod study;
 mod supervise;
 mod target;
+mod traces;
 mod verifier;
 mod verify;
 
@@ -63,6 +64,9 @@ fn main() -> ExitCode {
         Command::RunId(arguments) => run_id::run(&arguments),
         Command::Status(arguments) => status::status(&arguments),
         Command::Top(arguments) => look::top::run(&arguments),
+        Command::Dashboard(arguments) => look::dashboard::run(&arguments),
+        Command::Report(arguments) => look::report::run(&arguments),
+        Command::Watch(arguments) => look::watch::run(&arguments),
         Command::Samples(arguments) => look::samples::run(&arguments),
         Command::Compare(arguments) => look::compare::run(&arguments),
         Command::Logs(arguments) => look::logs::run(&arguments),

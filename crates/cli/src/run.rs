@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, RunEnd, StartError, StopHandle};
+use pacs_dashboard::Server;
 use pacs_hub::{Part, Pins};
 use pacs_runtime::launch::{self, DEFAULT_PORT};
 use pacs_runtime::net::{PeerRole, Security};
@@ -48,7 +49,9 @@ use crate::failure::Failure;
 use crate::format::{count, plural};
 use crate::hub;
 use crate::live;
+use crate::look::dashboard;
 use crate::model_folder::{self, ModelFolder};
+use crate::traces;
 
 /// Grace for workers after the coordinator, which waits for them itself, has ended.
 const LEAVE_GRACE: Duration = Duration::from_secs(3);
@@ -59,12 +62,22 @@ const LAST_SAVE: Duration = Duration::from_secs(30);
 /// Deadline for the exit of the worker that made the run fail; its last log lines go into the error.
 const CAUSE_DEADLINE: Duration = Duration::from_secs(2);
 
+/// Where a run serves its dashboard.
+#[derive(Clone, Copy, Debug)]
+enum DashboardAt {
+    Nowhere,
+    /// At the usual port of loopback, or at a free one.
+    Usual,
+    Address(SocketAddr),
+}
+
 /// How a job is run, besides what its spec says.
 pub(crate) struct Launch<'a> {
     run_dir: PathBuf,
     local: &'a Local,
     /// Where metrics are served, if anywhere.
     metrics_listen: Option<SocketAddr>,
+    dashboard: DashboardAt,
     stop_before: Option<StopBefore>,
     /// What the user called; none where the job only evaluates.
     commands: Option<Commands>,
@@ -75,7 +88,15 @@ pub(crate) struct Launch<'a> {
 impl<'a> Launch<'a> {
     /// In this folder, with these processes and files of the hub, and nothing else that is unusual.
     pub(crate) fn new(run_dir: PathBuf, local: &'a Local, pins: Pins) -> Self {
-        Self { run_dir, local, metrics_listen: None, stop_before: None, commands: None, pins }
+        Self {
+            run_dir,
+            local,
+            metrics_listen: None,
+            dashboard: DashboardAt::Nowhere,
+            stop_before: None,
+            commands: None,
+            pins,
+        }
     }
 }
 
@@ -88,6 +109,11 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
     })?;
     let launch = Launch {
         metrics_listen: arguments.metrics_listen,
+        dashboard: match arguments.dashboard_listen {
+            Some(address) => DashboardAt::Address(address),
+            None if arguments.no_dashboard => DashboardAt::Nowhere,
+            None => DashboardAt::Usual,
+        },
         stop_before: arguments.stop_before,
         commands: Some(overrides::commands(arguments, &program())),
         ..Launch::new(run_dir, &arguments.local, pins)
@@ -211,8 +237,14 @@ impl Job<'_> {
         let coordinator = Coordinator::start(options).await.map_err(start_failure)?;
         let _listed = live::list(&coordinator, &self.launch.run_dir);
         let metrics = self.serve_metrics(&coordinator).await?;
+        traces::export(&coordinator)?;
+        let dashboard = match self.launch.dashboard {
+            DashboardAt::Nowhere => None,
+            DashboardAt::Usual => dashboard::of_coordinator(&coordinator, &spec, None).await?,
+            DashboardAt::Address(address) => dashboard::of_coordinator(&coordinator, &spec, Some(address)).await?,
+        };
         let (address, events) = (workers::local(coordinator.address()), coordinator.events());
-        self.announce(&console, &spec, (address, metrics), coordinator.run_id());
+        self.announce(&console, &spec, (address, metrics, dashboard.as_ref()), coordinator.run_id());
         let run = (self.launch.run_dir.as_path(), coordinator.run_id());
         let mut commands = workers::commands(&spec, worker, run, tls_dir, gpus)?;
         // Workers outlive a killed `pacs run`; this one takes them over instead of starting others.
@@ -293,7 +325,7 @@ impl Job<'_> {
         &self,
         console: &Console,
         spec: &JobSpec,
-        (address, metrics): (SocketAddr, Option<SocketAddr>),
+        (address, metrics, dashboard): (SocketAddr, Option<SocketAddr>, Option<&Server>),
         run_id: &str,
     ) {
         let (batch, rollout, resources) = (&spec.batch, &spec.rollout, &spec.resources);
@@ -333,6 +365,10 @@ impl Job<'_> {
             ("run id", run_id.to_owned()),
             ("coordinator", format!("{address} ({moved}from another terminal: pacs status {address})")),
         ];
+        if let Some(server) = dashboard {
+            lines.insert(0, ("dashboard", dashboard::shown(server)));
+            fields["dashboard"] = json!(format!("http://{}", server.address()));
+        }
         if let Some(metrics) = metrics {
             lines.push(("metrics", format!("http://{metrics}/metrics")));
             fields["metrics"] = json!(metrics);

@@ -19,7 +19,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::driver::{Driver, Shared, Wait, follow};
-use crate::observe::Observer;
+use crate::observe::{DashboardRecord, Observer};
 use crate::open::open;
 use crate::progress::{Progress, RunEnd};
 use crate::records::{CoordinatorRecord, RunLock, identify, write_atomically};
@@ -122,6 +122,7 @@ impl Coordinator {
             tokio::task::spawn_blocking(move || span.in_scope(|| open(spec, run_dir, timing, progress))).await
         };
         let (driver, done, starts) = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        DashboardRecord::forget(&run_dir);
         announce(&spec, &run_dir, (address, host), (&run_id, starts), tls_dir(&security, &run_dir))?;
 
         let end = driver.end.subscribe();

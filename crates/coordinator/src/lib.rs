@@ -24,7 +24,7 @@ mod timing;
 
 pub use coordinator::{Coordinator, CoordinatorOptions, StopHandle};
 pub use error::{FileError, StartError};
-pub use observe::{ObserveError, Observer, Recorded};
+pub use observe::{DashboardError, DashboardRecord, ObserveError, Observer, Recorded, TraceExport, TraceExportError};
 pub use progress::{EvaluationSummary, Progress, RunEnd, StepSeconds, StepSummary};
 #[cfg(any(test, feature = "faults"))]
 pub use records::slow_disk;

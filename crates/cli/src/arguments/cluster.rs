@@ -82,6 +82,9 @@ pub(crate) struct Coordinator {
     /// Address for Prometheus metrics, under /metrics, in plain text. Default: off.
     #[arg(long, value_name = "HOST:PORT", env = "PACS_METRICS_LISTEN")]
     pub(crate) metrics_listen: Option<String>,
+    /// Address of the dashboard, loopback only; `pacs dashboard` prints its address with a token. Default: off.
+    #[arg(long, value_name = "HOST:PORT", env = "PACS_DASHBOARD_LISTEN")]
+    pub(crate) dashboard_listen: Option<String>,
     /// Seconds without a step, an evaluation or a checkpoint after which the health service `pacs.progress` fails.
     #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u64).range(..=MOST_SECONDS))]
     pub(crate) progress_timeout: u64,

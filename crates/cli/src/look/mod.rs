@@ -1,12 +1,16 @@
-//! Inspecting runs, live or past: `pacs top | samples | compare | logs | runs`.
+//! Inspecting runs, live or past: `pacs top | dashboard | watch | report | samples | compare | logs | runs`.
 //!
 //! A live run is asked through `ObserveService`. For a past run its folder is read, with the code that the coordinator itself uses.
 
 pub(crate) mod compare;
+pub(crate) mod dashboard;
 pub(crate) mod logs;
+pub(crate) mod report;
 pub(crate) mod runs;
 pub(crate) mod samples;
+mod source;
 pub(crate) mod top;
+pub(crate) mod watch;
 
 use std::path::{Path, PathBuf};
 
@@ -33,7 +37,7 @@ pub(crate) struct Looked {
 }
 
 enum Source {
-    Coordinator(ObserveServiceClient<Channel>),
+    Coordinator(ObserveServiceClient<Channel>, OperatorServiceClient<Channel>),
     Folder(Recorded),
 }
 
@@ -47,11 +51,11 @@ impl Looked {
         let target = target::one(target).map_err(|failure| {
             failure.hint("name the folder of a run that is over; `pacs runs` lists those of before, too")
         })?;
-        let (client, status) = ask(&target).await?;
+        let (observer, operator, status) = ask(&target).await?;
         let run_dir = PathBuf::from(&status.run_dir);
         let folder = Some(run_dir).filter(|folder| folder.join(CoordinatorRecord::FILE).is_file());
         let name = folder.as_deref().map_or(target.address, name_of);
-        Ok(Self { source: Source::Coordinator(client), folder, name })
+        Ok(Self { source: Source::Coordinator(observer, operator), folder, name })
     }
 
     /// Opens the run of a folder: asks its coordinator if one serves, else reads the files.
@@ -65,7 +69,9 @@ impl Looked {
         let (absolute, name) = (folder.canonicalize().unwrap_or_else(|_| folder.to_owned()), name_of(folder));
         let source = match ask(&target).await {
             // Compare folders: another run may have taken the port of a past one.
-            Ok((client, status)) if Path::new(&status.run_dir) == absolute => Source::Coordinator(client),
+            Ok((observer, operator, status)) if Path::new(&status.run_dir) == absolute => {
+                Source::Coordinator(observer, operator)
+            }
             Ok(_) | Err(_) => Source::Folder(Recorded::new(&absolute)),
         };
         Ok(Self { source, folder: Some(absolute), name })
@@ -73,7 +79,7 @@ impl Looked {
 
     pub(crate) async fn metrics(&mut self, request: v1::GetMetricsRequest) -> Result<v1::GetMetricsResponse, Failure> {
         match &mut self.source {
-            Source::Coordinator(client) => in_time(client.get_metrics(request)).await,
+            Source::Coordinator(client, _) => in_time(client.get_metrics(request)).await,
             Source::Folder(recorded) => recorded.metrics(&request).map_err(unread),
         }
     }
@@ -83,14 +89,14 @@ impl Looked {
         request: v1::ListSamplesRequest,
     ) -> Result<v1::ListSamplesResponse, Failure> {
         match &mut self.source {
-            Source::Coordinator(client) => in_time(client.list_samples(request)).await,
+            Source::Coordinator(client, _) => in_time(client.list_samples(request)).await,
             Source::Folder(recorded) => recorded.samples(request).map_err(unread),
         }
     }
 
     pub(crate) async fn sample(&mut self, request: v1::GetSampleRequest) -> Result<v1::GetSampleResponse, Failure> {
         match &mut self.source {
-            Source::Coordinator(client) => in_time(client.get_sample(request)).await,
+            Source::Coordinator(client, _) => in_time(client.get_sample(request)).await,
             Source::Folder(recorded) => recorded.sample(&request).map_err(unread),
         }
     }
@@ -105,11 +111,14 @@ impl Looked {
 }
 
 /// Connects to a coordinator, and returns its status as proof that it answers.
-async fn ask(target: &Target) -> Result<(ObserveServiceClient<Channel>, v1::GetStatusResponse), Failure> {
+async fn ask(
+    target: &Target,
+) -> Result<(ObserveServiceClient<Channel>, OperatorServiceClient<Channel>, v1::GetStatusResponse), Failure> {
     let channel = channel(target).await?;
     let mut operator = OperatorServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let status = in_time(operator.get_status(GetStatusRequest {})).await?;
-    Ok((ObserveServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES), status))
+    let observer = ObserveServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    Ok((observer, operator, status))
 }
 
 fn name_of(folder: &Path) -> String {

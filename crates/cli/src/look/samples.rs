@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use anyhow::anyhow;
 use clap::{Args, ValueEnum};
+use pacs_dashboard::json::sample as as_json;
 use pacs_protocol::v1;
 use pacs_runtime::{Exit, harmless};
 use serde_json::{Value, json};
@@ -339,30 +340,6 @@ fn screen_width() -> usize {
     let said = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
     let measured = || terminal_size::terminal_size().map(|(width, _)| usize::from(width.0));
     said.or_else(measured).unwrap_or(USUAL_WIDTH).clamp(40, 1000)
-}
-
-fn as_json(sample: &v1::ObservedSample) -> Value {
-    let verdict = sample.verdict.as_ref();
-    json!({
-        "group": sample.group_id,
-        "index": sample.index,
-        "set": set(sample),
-        "step": sample.step,
-        "question": sample.question,
-        "gold": sample.gold,
-        "response": sample.response,
-        "shortened": sample.shortened,
-        "outcome": verdict.map(|_| outcome(sample).replace(' ', "_")),
-        "label": verdict.map(|verdict| verdict.label),
-        "reward": verdict.map(|verdict| verdict.reward),
-        "extracted": verdict.and_then(|verdict| verdict.extracted.as_ref()),
-        "rule": verdict.map(|verdict| &verdict.rule),
-        "tokens": sample.tokens,
-        "finish": finish(sample),
-        "version": sample.version,
-        "logprob_sum": sample.logprob_sum,
-        "entropy_sum": sample.entropy_sum,
-    })
 }
 
 #[cfg(test)]

@@ -4,11 +4,13 @@
 //! requests to the driver are small and bounded; one status serves all who ask within half a second; and a watcher that
 //! does not read loses events.
 
+mod dashboard;
 mod exporter;
 mod feed;
 mod history;
 mod http;
 mod in_flight;
+mod otlp;
 mod query;
 mod recorded;
 mod watching;
@@ -22,8 +24,10 @@ use pacs_runtime::net::Security;
 use pacs_types::{GroupId, SampleId};
 use tokio::sync::{Semaphore, broadcast, watch};
 
+pub use self::dashboard::{DashboardError, DashboardRecord};
 use self::feed::Feed;
 use self::in_flight::{Candidates, InFlight};
+pub use self::otlp::{TraceExport, TraceExportError};
 use self::query::{Found, Query};
 pub use self::recorded::Recorded;
 use self::recorded::Window;

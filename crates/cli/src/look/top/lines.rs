@@ -1,9 +1,9 @@
 //! `pacs top` without a screen: one line per event.
 
+use pacs_dashboard::json::event as json;
 use pacs_protocol::v1;
 use pacs_protocol::v1::watch_response::Event;
 use pacs_runtime::{Exit, harmless, harmless_json};
-use serde_json::{Map, Value, json};
 
 use super::Run;
 use crate::failure::Failure;
@@ -84,54 +84,11 @@ fn clock(time: f64) -> String {
     format!("{:02}:{:02}:{:02}", of_day / 3600, of_day / 60 % 60, of_day % 60)
 }
 
-fn json(event: &v1::WatchResponse) -> Value {
-    let metrics = |metrics: &std::collections::HashMap<String, f64>| -> Map<String, Value> {
-        let mut sorted: Vec<_> = metrics.iter().collect();
-        sorted.sort_by_key(|(name, _)| *name);
-        sorted.into_iter().map(|(name, value)| (name.clone(), json!(value))).collect()
-    };
-    let (kind, fields) = match &event.event {
-        Some(Event::Situation(situation)) => (
-            "situation",
-            json!({
-                "phase": situation.phase,
-                "step": situation.step,
-                "total_steps": situation.total_steps,
-                "weight_version": situation.weight_version,
-                "generation": situation.generation,
-                "paused": situation.paused,
-                "groups_in_flight": situation.groups_in_flight,
-                "workers": situation.workers,
-            }),
-        ),
-        Some(Event::Lost(lost)) => ("lost", json!({"events": lost.events})),
-        Some(Event::Step(step)) => (
-            "step",
-            json!({"step": step.step, "total_steps": step.total_steps, "metrics": metrics(&step.metrics),
-                   "remaining_seconds": step.remaining_seconds}),
-        ),
-        Some(Event::Evaluation(evaluation)) => {
-            ("evaluation", json!({"step": evaluation.step, "metrics": metrics(&evaluation.metrics)}))
-        }
-        Some(Event::Saved(saved)) => {
-            ("saved", json!({"step": saved.step, "path": saved.path, "seconds": saved.seconds}))
-        }
-        Some(Event::WorkerGone(gone)) => {
-            ("worker_gone", json!({"name": gone.name, "reason": gone.reason, "drained": gone.drained}))
-        }
-        Some(Event::LearnersReady(ready)) => {
-            ("learners_ready", json!({"step": ready.step, "learners": ready.learners}))
-        }
-        Some(Event::Waiting(sentence)) => ("waiting", json!({"sentence": sentence})),
-        Some(Event::Note(note)) => ("note", json!({"text": note})),
-        Some(Event::RunOver(over)) => ("run_over", json!({"how": over.how, "reason": over.reason})),
-        None => ("unknown", json!({})),
-    };
-    json!({"number": event.number, "time": event.time, "event": kind, "fields": fields})
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
+    use super::json as as_json;
     use super::*;
 
     fn event(event: Event) -> v1::WatchResponse {
@@ -144,12 +101,12 @@ mod tests {
         let step = event(Event::Step(v1::StepDone { step: 3, total_steps: 9, metrics, remaining_seconds: 4.0 }));
         assert_eq!(as_text(&step), "01:01:01  step 3 of 9  reward 0.250  pass 50.0 %");
         assert_eq!(
-            (&json(&step)["event"], &json(&step)["fields"]["metrics"]["pass_rate"]),
+            (&as_json(&step)["event"], &as_json(&step)["fields"]["metrics"]["pass_rate"]),
             (&json!("step"), &json!(0.5))
         );
         let hostile = event(Event::Note("one\ntwo\u{1b}[2J".into()));
         assert_eq!(as_text(&hostile), "01:01:01  one\\ntwo\\u{1b}[2J");
-        assert!(!harmless_json(&json(&hostile).to_string()).contains('\u{1b}'));
+        assert!(!harmless_json(&as_json(&hostile).to_string()).contains('\u{1b}'));
         let over = event(Event::RunOver(v1::RunOver { how: "failed".into(), reason: "why".into() }));
         assert_eq!(as_text(&over), "01:01:01  the run is over: failed: why");
     }

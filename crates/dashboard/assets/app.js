@@ -1,0 +1,200 @@
+// Start, navigation and polling. One view is drawn at a time, and only what it needs is asked for.
+
+import { el, get, replace, say, seconds, clock, percent, number, SignedOut } from "./dom.js";
+import { curves } from "./curves.js";
+import { timeline } from "./timeline.js";
+import { workers } from "./workers.js";
+import { samples } from "./samples.js";
+
+const EVERY = 2000;
+const $ = (id) => document.getElementById(id);
+
+function events() {
+  const list = el("ol", { class: "events" });
+  const only = el("select", { id: "kind" }, [["", "all"], ["trouble", "waiting, notes, lost workers"], ["evaluation", "evaluations"], ["saved", "checkpoints"]].map(([value, name]) => el("option", { value }, name)));
+  const node = el("div", {}, el("form", { class: "filter", onsubmit: (event) => event.preventDefault() }, el("label", { for: "kind" }, "Show", only)), list);
+  let context = null;
+  only.addEventListener("change", () => context && view.update(context));
+  const words = {
+    step: ({ step, total_steps, metrics: m }) => `step ${step} of ${total_steps}: reward ${number(m.reward_mean)}, pass rate ${percent(m.pass_rate)}, ${seconds(m.total_seconds)}`,
+    evaluation: ({ step, metrics }) => `evaluation after ${step} steps: pass@1 ${percent(metrics.pass_at_1)}`,
+    saved: (fields) => `checkpoint of step ${fields.step} saved in ${seconds(fields.seconds)}`,
+    worker_gone: (fields) => (fields.drained ? `worker ${fields.name} was drained` : `worker ${fields.name} is gone: ${fields.reason}`),
+    learners_ready: (fields) => `learners are ready at step ${fields.step}: ${fields.learners.join(", ")}`,
+    waiting: (fields) => fields.sentence,
+    note: (fields) => fields.text,
+    run_over: (fields) => `the run is over: ${fields.how}${fields.reason ? `: ${fields.reason}` : ""}`,
+    lost: (fields) => `${fields.events} events were lost`,
+  };
+  const isWanted = (event) => {
+    const kind = only.value;
+    if (kind === "trouble") return !["step", "evaluation", "saved", "learners_ready"].includes(event.event);
+    return !kind || event.event === kind;
+  };
+  const view = {
+    node,
+    async update(next) {
+      context = next;
+      if (!next.runs[next.current].live) {
+        replace(list, el("li", {}, "Events are kept while a coordinator serves. Of a run that is over, pacs logs shows them."));
+        return;
+      }
+      const data = await get(`${next.current}/events`, { past: 300 });
+      const shown = data.events.filter((event) => words[event.event] && isWanted(event)).reverse();
+      replace(list, shown.length ? shown.map((event) => el("li", {}, el("time", { class: "num soft" }, clock(event.time)), el("span", { class: "soft" }, event.event.replaceAll("_", " ")), el("span", {}, words[event.event](event.fields)))) : el("li", {}, "No such event yet."));
+    },
+  };
+  return view;
+}
+
+function settings() {
+  const node = el("div", {});
+  let drawn = null;
+  return {
+    node,
+    async update({ current, runs }) {
+      if (drawn === current) return;
+      const data = await get(`${current}/settings`);
+      const facts = Object.entries(data.facts);
+      replace(node, facts.length > 0 && el("dl", { class: "tiles" }, facts.map(([name, value]) => el("div", { class: "tile" }, el("dt", {}, name), el("dd", { class: "mono" }, value)))),
+        el("h2", {}, `Job spec of ${runs[current].name}`), el("pre", { class: "toml", tabindex: 0 }, data.toml));
+      drawn = current;
+    },
+  };
+}
+
+const VIEWS = [
+  ["curves", "Curves", curves],
+  ["timeline", "Timeline", timeline],
+  ["workers", "Workers", workers],
+  ["samples", "Samples", samples],
+  ["events", "Events", events],
+  ["settings", "Settings", settings],
+];
+
+const state = { runs: [], shown: [], current: 0, status: null };
+const made = new Map();
+let view = null;
+let timer = null;
+let turn = 0;
+
+function problem(text) {
+  $("problem").hidden = !text;
+  say($("problem"), text ?? "");
+}
+
+/** Exchanges the token of the address for a cookie, and takes it out of the address and the history. */
+async function signIn() {
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (!token) return;
+  history.replaceState(null, "", "#curves");
+  const response = await fetch("/api/login", { method: "POST", body: token, credentials: "same-origin" });
+  if (!response.ok) throw new SignedOut(await response.text());
+}
+
+function head() {
+  const { status, runs, current } = state;
+  const run = runs[current];
+  say($("job"), status?.job ?? run.name);
+  document.title = `${status ? `${status.step}/${status.total_steps} ` : ""}${run.name} · PACS`;
+  if (!status) {
+    replace($("progress"), el("span", { class: "soft" }, "the run is over; this is what its folder holds"));
+    say($("waiting"), "");
+    return;
+  }
+  const left = status.remaining_seconds === null ? "" : `, ${seconds(status.remaining_seconds)} left`;
+  say($("progress"), `step ${status.step} of ${status.total_steps}${left} · ${status.paused ? "paused · " : ""}${status.phase} for ${seconds(status.phase_seconds)} · weights v${status.weight_version}`);
+  say($("waiting"), status.waiting_for ? `Waits for: ${status.waiting_for}` : "");
+}
+
+function chooser() {
+  if (state.runs.length < 2) return;
+  const boxes = state.runs.map((run) => {
+    const box = el("input", { type: "checkbox", checked: state.shown.includes(run.index) });
+    box.addEventListener("change", () => {
+      state.shown = box.checked ? [...state.shown, run.index].sort((a, b) => a - b) : state.shown.filter((index) => index !== run.index);
+      refresh();
+    });
+    return el("label", {}, box, ` ${run.name}${run.live ? "" : " (over)"}`);
+  });
+  const main = el("select", { "aria-label": "Run of the other views" }, state.runs.map((run) => el("option", { value: run.index }, run.name)));
+  main.addEventListener("change", () => {
+    state.current = Number(main.value);
+    refresh();
+  });
+  replace($("runs"), main, el("fieldset", { class: "runs-list" }, el("legend", {}, "Curves of"), boxes));
+}
+
+function go() {
+  const name = location.hash.slice(1);
+  if (name === "view") return;
+  const [id, , make] = VIEWS.find(([id]) => id === name) ?? VIEWS[0];
+  if (!made.has(id)) made.set(id, make());
+  view = made.get(id);
+  for (const link of $("tabs").querySelectorAll("a")) {
+    if (link.hash === `#${id}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  replace($("view"), view.node);
+  refresh();
+}
+
+async function refresh() {
+  clearTimeout(timer);
+  const mine = (turn += 1);
+  try {
+    const run = state.runs[state.current];
+    state.status = run.live ? (await get(`${run.index}/status`)).status : null;
+    if (mine !== turn) return;
+    head();
+    await view.update(state);
+    problem(null);
+  } catch (error) {
+    if (error instanceof SignedOut) {
+      signedOut();
+      return;
+    }
+    problem(`The run does not answer (${error.message}). Trying again.`);
+  }
+  // A hidden page asks for nothing until it is shown again.
+  if (mine === turn && !document.hidden) timer = setTimeout(refresh, EVERY);
+}
+
+function signedOut() {
+  clearTimeout(timer);
+  problem("Signed out.");
+  replace($("view"), el("p", {}, "This address needs a token of limited life. "), el("p", {}, el("code", {}, "pacs dashboard"), " prints an address with a new one. Open that."));
+}
+
+async function start() {
+  replace($("tabs"), VIEWS.map(([id, name]) => el("li", {}, el("a", { href: `#${id}` }, name))));
+  try {
+    await signIn();
+    state.runs = (await get("runs")).runs;
+  } catch (error) {
+    if (error instanceof SignedOut) signedOut();
+    else {
+      problem(`The dashboard does not answer (${error.message}). Trying again.`);
+      setTimeout(start, EVERY);
+    }
+    return;
+  }
+  state.shown = state.runs.map((run) => run.index).slice(0, 6);
+  chooser();
+  addEventListener("hashchange", async () => {
+    // A new token, pasted into an open page.
+    if (location.hash.startsWith("#token=")) {
+      try {
+        await signIn();
+      } catch {
+        signedOut();
+        return;
+      }
+    }
+    go();
+  });
+  document.addEventListener("visibilitychange", () => document.hidden || refresh());
+  go();
+}
+
+start();

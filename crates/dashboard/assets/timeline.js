@@ -1,0 +1,178 @@
+// Where time goes: what every worker did, step by step and second by second. Gaps in a lane are bubbles.
+
+import { el, svg, get, replace, number, seconds } from "./dom.js";
+import { chart, swatch } from "./chart.js";
+
+const STEPS = 30;
+/** Lanes of a role that are drawn; the others are summed up in words. */
+const MOST_LANES = 64;
+const WIDE = 1000;
+const STATES = [
+  ["working", "working"],
+  ["moving", "loading, saving, receiving weights"],
+  ["waiting", "waiting: a bubble"],
+  ["silent", "silent: no heartbeat for 5 s"],
+];
+/** Phases by colour; their names are written into the lane where there is room. */
+const PHASES = { sampling: 4, training: 0, evaluating: 2, saving: 5, committing: 5, preparing: 3, assembling: 3, paused: 6 };
+const PARTS = [
+  ["wait", "waiting for samples", 4],
+  ["verify", "of which after the last sample: verification", 1],
+  ["train", "training", 0],
+  ["stall", "standing still for a checkpoint", 5],
+];
+
+function patterns() {
+  const pattern = (id, size, ...shapes) =>
+    svg("pattern", { id, width: size, height: size, patternUnits: "userSpaceOnUse" }, shapes);
+  const style = (node, values) => Object.assign(node.style, values) && node;
+  const stroke = (d, colour, width) => style(svg("path", { d, fill: "none", "stroke-width": width }), { stroke: colour });
+  return svg("svg", { class: "defs", "aria-hidden": "true" }, svg("defs", {},
+    pattern("p-waiting", 6, stroke("M0 6L6 0M-1 1L1 -1M5 7L7 5", "var(--soft)", 0.7)),
+    pattern("p-moving", 5,
+      style(svg("rect", { width: 5, height: 5, "fill-opacity": 0.35 }), { fill: "var(--c2)" }),
+      style(svg("circle", { cx: 2.5, cy: 2.5, r: 1.3 }), { fill: "var(--c2)" })),
+    pattern("p-silent", 6,
+      style(svg("rect", { width: 6, height: 6, "fill-opacity": 0.25 }), { fill: "var(--alarm)" }),
+      stroke("M0 0L6 6M6 0L0 6", "var(--alarm)", 1.4))));
+}
+
+/** One lane: a path per state, however many segments it has. */
+function lane(segments, from, to, name) {
+  const scale = WIDE / Math.max(1, to - from);
+  const paths = new Map();
+  const sums = new Map();
+  for (const [begin, end, state] of segments) {
+    const left = (begin - from) * scale;
+    const wide = Math.max(0.8, (end - begin) * scale);
+    paths.set(state, `${paths.get(state) ?? ""}M${left.toFixed(1)} 0h${wide.toFixed(1)}v15h${(-wide).toFixed(1)}z`);
+    sums.set(state, (sums.get(state) ?? 0) + end - begin);
+  }
+  const total = [...sums.values()].reduce((sum, part) => sum + part, 0);
+  const share = (state) => (total > 0 ? (sums.get(state) ?? 0) / total : 0);
+  const words = STATES.filter(([state]) => share(state) > 0.005).map(([state]) => `${state} ${Math.round(100 * share(state))} %`);
+  const picture = svg("svg", { viewBox: `0 0 ${WIDE} 15`, preserveAspectRatio: "none", role: "img", "aria-label": `${name}: ${words.join(", ") || "no data"}` },
+    [...paths].map(([state, d]) => svg("path", { d, class: state })));
+  return { picture, working: share("working"), silent: segments.at(-1)?.[2] === "silent" };
+}
+
+function phaseLane(segments, from, to) {
+  const scale = WIDE / Math.max(1, to - from);
+  const picture = svg("svg", { viewBox: `0 0 ${WIDE} 15`, preserveAspectRatio: "none", role: "img" });
+  const sums = new Map();
+  for (const [begin, end, phase] of segments) {
+    sums.set(phase, (sums.get(phase) ?? 0) + end - begin);
+    picture.append(svg("rect", { x: ((begin - from) * scale).toFixed(1), y: 0, height: 15, width: Math.max(0.8, (end - begin) * scale).toFixed(1), class: `area s${PHASES[phase] ?? 6}` },
+      svg("title", {}, `${phase}: ${seconds(end - begin)}`)));
+  }
+  const total = [...sums.values()].reduce((sum, part) => sum + part, 0) || 1;
+  const shares = [...sums].sort((a, b) => b[1] - a[1]).map(([phase, sum]) => [phase, Math.round((100 * sum) / total)]);
+  const words = shares.map(([phase, share]) => `${phase} ${share} %`);
+  picture.setAttribute("aria-label", `Phases of the run: ${words.join(", ")}`);
+  return { picture, shares };
+}
+
+function stepRow(step, scale) {
+  const bar = svg("svg", { viewBox: `0 0 ${WIDE} 15`, preserveAspectRatio: "none", role: "img" });
+  let at = 0;
+  const said = [];
+  for (const [part, label, colour] of PARTS) {
+    const length = step[part];
+    if (!(length > 0)) continue;
+    said.push(`${label} ${seconds(length)}`);
+    bar.append(svg("rect", { x: (at * scale).toFixed(1), y: 0, height: 15, width: Math.max(0.8, length * scale).toFixed(1), class: `area s${colour}` },
+      svg("title", {}, `${label}: ${seconds(length)}`)));
+    at += length;
+  }
+  bar.setAttribute("aria-label", `step ${step.step}: ${said.join(", ")}`);
+  return [el("span", { class: "name num" }, `step ${step.step}`), bar, el("span", { class: "share" }, seconds(at))];
+}
+
+export function timeline() {
+  const span = el("select", { id: "span" }, [[120, "2 minutes"], [600, "10 minutes"], [1800, "30 minutes"]].map(([value, name]) =>
+    el("option", { value, selected: value === 600 }, name)));
+  const lanes = el("div", { class: "lanes" });
+  const laneNote = el("p", { class: "soft" });
+  const phaseKey = el("ul", { class: "legend" });
+  const steps = el("div", { class: "lanes" });
+  const stepNote = el("p", { class: "soft" });
+  const queues = chart({ title: "Queues", unit: "groups, samples", across: "seconds ago", real: true, tick: (value) => (value === 0 ? "now" : `${number(value)} s`) });
+  const key = el("ul", { class: "key" }, STATES.map(([state, name]) =>
+    el("li", {}, svg("svg", { viewBox: "0 0 22 12", "aria-hidden": "true" }, svg("rect", { width: 22, height: 12, class: state })), name)));
+  const stepKey = el("ul", { class: "legend" }, PARTS.map(([, label, colour]) => el("li", {}, swatch(colour, 0, true), label)));
+  const live = el("section", {},
+    el("h2", {}, "Workers"),
+    el("form", { class: "filter", onsubmit: (event) => event.preventDefault() }, el("label", { for: "span" }, "Time", span)),
+    key, lanes, phaseKey, laneNote,
+    el("div", { class: "charts" }, queues.node));
+  const node = el("div", {}, patterns(), live, el("section", {}, el("h2", {}, "Steps"), stepKey, steps, stepNote));
+  let context = null;
+  span.addEventListener("change", () => context && view.update(context));
+
+  async function showLanes(current) {
+    const data = await get(`${current}/lanes`, { seconds: span.value });
+    const { from, to } = data;
+    const phases = phaseLane(data.phases, from, to);
+    const rows = [el("span", { class: "name" }, "run"), phases.picture, el("span", { class: "share" })];
+    const left = [];
+    for (const role of ["rollout", "verifier", "learner"]) {
+      const members = data.workers.filter((worker) => worker.role === role);
+      let sum = 0;
+      for (const [place, worker] of members.entries()) {
+        const drawn = lane(worker.segments, from, to, worker.name);
+        sum += drawn.working;
+        if (place >= MOST_LANES) continue;
+        rows.push(el("span", { class: "name", title: worker.name }, worker.name), drawn.picture,
+          el("span", { class: "share" }, drawn.silent ? "silent" : `${Math.round(100 * drawn.working)} %`));
+      }
+      if (members.length) left.push(`${role}: ${members.length}, working ${Math.round((100 * sum) / members.length)} % of the time${members.length > MOST_LANES ? ` (the first ${MOST_LANES} are drawn)` : ""}`);
+    }
+    const axis = svg("svg", { class: "axis-row", "aria-hidden": "true" },
+      svg("text", { x: "0", y: 12 }, `${seconds(to - from)} ago`), svg("text", { x: "100%", y: 12, "text-anchor": "end" }, "now"));
+    rows.push(el("span"), axis, el("span"));
+    replace(lanes, rows);
+    const more = data.without_lane ? `; ${data.without_lane} more workers have no lane` : "";
+    replace(phaseKey, el("li", {}, "Phases of the run:"), phases.shares.map(([phase, share]) => el("li", {}, swatch(PHASES[phase] ?? 6, 0, true), `${phase} `, el("b", {}, `${share} %`))));
+    laneNote.textContent = `${left.join("; ")}${more}. The share on the right is time spent working.`;
+    queues.update(data.queue_names.map((name, place) => ({
+      name: name.replaceAll("_", " "),
+      colour: place,
+      dash: place,
+      steps: data.queues.map(([time]) => Math.round((time - to) * 10) / 10),
+      means: data.queues.map(([, depths]) => depths[place]),
+    })));
+  }
+
+  async function showSteps(current, status) {
+    const names = "sampling_seconds,verifying_seconds,training_seconds,checkpoint_stall_seconds,total_seconds";
+    const last = status?.step ?? Infinity;
+    const first = Number.isFinite(last) ? Math.max(1, last - STEPS + 1) : undefined;
+    const answer = await get(`${current}/metrics`, { set: "train", names, points: 2000, first });
+    const series = new Map(answer.series.map((one) => [one.name, one]));
+    const total = series.get("total_seconds");
+    const rows = (total?.steps ?? []).slice(-STEPS).map((step) => {
+      const value = (name) => {
+        const one = series.get(name);
+        return one?.means[one.steps.indexOf(step)] ?? 0;
+      };
+      const sampling = value("sampling_seconds");
+      const verify = Math.min(sampling, value("verifying_seconds"));
+      return { step, wait: sampling - verify, verify, train: value("training_seconds"), stall: value("checkpoint_stall_seconds") };
+    });
+    const longest = Math.max(...rows.map((row) => row.wait + row.verify + row.train + row.stall), 1e-9);
+    replace(steps, rows.reverse().map((row) => stepRow(row, WIDE / longest)));
+    stepNote.textContent = rows.length
+      ? "The newest step is on top. Learners stand still in all but the training part; with max_lag above 0 rollout workers run ahead in it."
+      : "No step has ended yet.";
+  }
+
+  const view = {
+    node,
+    async update(next) {
+      context = next;
+      live.hidden = !next.runs[next.current].live;
+      await Promise.all([live.hidden ? null : showLanes(next.current), showSteps(next.current, next.status)]);
+    },
+  };
+  return view;
+}
