@@ -224,6 +224,7 @@ impl StartError {
             | Self::ProblemsChanged { .. }
             | Self::NoValidCheckpoint { .. }
             | Self::TooLarge { .. }
+            | Self::Adapters(_)
             | Self::Data(_) => Exit::Config,
         }
     }

@@ -7,6 +7,7 @@ use std::path::Path;
 use pacs_shape::{Lora, ParameterSpec};
 use pacs_torch::dithered_bf16;
 use pacs_torch::tch::{Device, Kind, TchError, Tensor, no_grad};
+use pacs_types::mix;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -40,18 +41,22 @@ impl Parameters {
     /// Adapters before their first update, as PEFT makes them: `A` is uniform within one over the root of its columns (Kaiming
     /// with a = sqrt(5)), and `B` zero, so that the adapted model is its base. The head of a value model is zero, too.
     ///
-    /// The same `seed` makes the same adapters on every rank.
+    /// The same `seed` makes the same adapters on every rank: each number is a function of it and of its place, where a generator of
+    /// libtorch is shared by all threads of a process.
     ///
     /// # Panics
     /// When `config` has no adapters.
     #[must_use]
     pub fn fresh_adapters(config: &ModelConfig, kind: Kind, device: Device, seed: u64) -> Self {
         assert!(config.lora.is_some(), "the configuration has no adapters");
-        let drawn = Self::zeros(config, Kind::Float, Device::Cpu);
-        pacs_torch::tch::manual_seed(seed.cast_signed());
+        let (drawn, key) = (Self::zeros(config, Kind::Float, Device::Cpu), mix(seed));
         for spec in drawn.layout.parameters().iter().filter(|spec| spec.name.ends_with(".lora_A.weight")) {
             let bound = 1.0 / (spec.shape[1] as f64).sqrt();
-            let _ = drawn.view(&spec.name).uniform_(-bound, bound);
+            // 24 bits, as many as a float32 holds.
+            let uniform = |place: usize| (mix(key ^ place as u64) >> 40) as f64 / f64::from(1 << 23) - 1.0;
+            let places = spec.offset..spec.offset + spec.numel();
+            let numbers: Vec<f32> = places.map(|place| (uniform(place) * bound) as f32).collect();
+            drawn.view(&spec.name).copy_(&Tensor::from_slice(&numbers).view(&spec.shape[..]));
         }
         Self { layout: drawn.layout, flat: drawn.flat.to_kind(kind).to_device(device) }
     }

@@ -118,13 +118,13 @@ fn deterministic_updates_have_the_same_bits_on_any_number_of_ranks() {
     }
 }
 
-/// Trained adapters, merged, are a model that scores as the trainer does.
 #[test]
 fn the_gradient_is_that_of_the_merged_model_by_the_chain_rule() {
-    // With an epsilon of 1 and no clipping the first update is descent along the gradient, for adapters as for the whole model: the
-    // update of B from zero is that of W times A^T.
+    // With such an epsilon and no clipping the first update is descent along the gradient, for adapters as for the whole model: the
+    // update of B from zero is that of W times A^T and the scale.
     let mut settings = descent();
     settings.optimizer.max_grad_norm = 0.0;
+    (settings.optimizer.learning_rate, settings.optimizer.epsilon) = (200.0, 1e4);
     let mut whole = trainer(&golden("qwen2-tied"), settings.clone(), Kind::Float);
     let mut adapters = trainer(&golden("qwen2-tied"), adapted(settings), Kind::Float);
     let alone = &mut HostCollective::alone();
@@ -143,8 +143,7 @@ fn the_gradient_is_that_of_the_merged_model_by_the_chain_rule() {
     let expected = moved.matmul(&a.tr()) * 2.0;
     let scale = expected.abs().max().double_value(&[]);
     let apart = (&found - &expected).abs().max().double_value(&[]);
-    // The second moment bends the step by the gradient's size, which is below a hundredth.
-    assert!(scale > 1e-5 && apart < 0.05 * scale, "{apart:.2e} of {scale:.2e}");
+    assert!(scale > 1e-3 && apart < 2e-3 * scale, "{apart:.2e} of {scale:.2e}");
 }
 
 #[test]
