@@ -145,7 +145,7 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     ensure!(arguments.gigabytes > 0.0 && arguments.rate > 0, "the size and the rate must be above 0");
     let Some(hosts) = hosts(3)? else { return Ok(()) };
-    for what in ["nothing", "sender, another one goes on", "sender, started again", "receiver, started again", "a bit"] {
+    for what in ["nothing", "sender, another one continues", "sender, started again", "receiver, started again", "a bit"] {
         let bench = Bench::new(&arguments, &hosts)?;
         println!("{}", bench.case(what)?);
     }
@@ -256,7 +256,7 @@ impl<'a> Bench<'a> {
         let rate = if killed == "nothing" { 0 } else { self.arguments.rate };
         let mut first = self.start(0, true, rate)?;
         let first_address = first.line()?;
-        let has_second = matches!(killed, "sender, another one goes on" | "a bit");
+        let has_second = matches!(killed, "sender, another one continues" | "a bit");
         let second = if has_second { Some(self.start(2, true, rate)?) } else { None };
         let second = second.map(|mut process| process.line().map(|address| (process, address))).transpose()?;
         let mut senders = vec![first_address.as_str()];
@@ -272,7 +272,7 @@ impl<'a> Bench<'a> {
             self.wait_for(before, 0.5)?;
         }
         match killed {
-            "sender, another one goes on" => first.kill(),
+            "sender, another one continues" => first.kill(),
             "sender, started again" => {
                 first.kill();
                 let mut process = self.start(0, true, rate)?;

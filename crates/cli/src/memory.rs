@@ -86,7 +86,7 @@ impl fmt::Display for LearnerMemory {
         if policy.base > 0 {
             writeln!(
                 f,
-                "            frozen model {}, of policy and reference; beside it, of the adapters alone:",
+                "            frozen model {}, of policy and reference; besides it, for the adapters alone:",
                 bytes(policy.base)
             )?;
         }

@@ -82,7 +82,7 @@ const PLOTS: [(&str, &str, bool, &[(&str, &str)]); 14] = [
 Examples:
   pacs report runs/demo                         write runs/demo/report.html
   pacs report runs/demo --output demo.html
-  pacs report                                   the run on this machine, which goes on meanwhile
+  pacs report                                   the run on this machine, while it continues
 
 The file needs no other file and no network, and holds no scripts. It contains questions and answers of the run.")]
 pub(crate) struct Report {
