@@ -104,7 +104,7 @@ function head() {
   }
   const left = status.remaining_seconds === null ? "" : `, ${seconds(status.remaining_seconds)} left`;
   say($("progress"), `step ${status.step} of ${status.total_steps}${left} · ${status.paused ? "paused · " : ""}${status.phase} for ${seconds(status.phase_seconds)} · weights v${status.weight_version}`);
-  say($("waiting"), status.waiting_for ? `Waits for: ${status.waiting_for}` : "");
+  say($("waiting"), status.waiting_for);
 }
 
 function chooser() {

@@ -39,7 +39,6 @@ pub(crate) struct Watch {
     pub(crate) after: u64,
     /// Print JSON, which is the only format.
     #[arg(long)]
-    #[expect(dead_code, reason = "it is there for those who write it as for every other command")]
     pub(crate) json: bool,
 }
 

@@ -266,6 +266,7 @@ impl Trace<'_> {
             Some(json!({"key": format!("rl.{name}"), "value": {"doubleValue": value}}))
         };
         let step = json!({"key": "rl.step", "value": {"intValue": self.step.to_string()}});
+        let attributes: Vec<Value> = [step].into_iter().chain(attributes.iter().filter_map(named)).collect();
         json!({
             "traceId": TraceContext::of_step(self.run, self.step).trace_id().to_string(),
             "spanId": span_id(id),
@@ -274,7 +275,7 @@ impl Trace<'_> {
             "kind": 1,
             "startTimeUnixNano": nanoseconds(begin),
             "endTimeUnixNano": nanoseconds(end),
-            "attributes": [step].into_iter().chain(attributes.iter().filter_map(named)).collect::<Vec<_>>(),
+            "attributes": attributes,
         })
     }
 }

@@ -35,8 +35,10 @@ const LOG_BYTES: usize = 1 << 20;
 /// Bytes of an answer.
 const TEXT_BYTES: u32 = 4000;
 
-/// The plots: title, unit, whether of evaluations, and the metrics with their names in the legend.
-const PLOTS: [(&str, &str, bool, &[(&str, &str)]); 14] = [
+/// What a plot shows: title, unit, whether of evaluations, and the metrics with their names in the legend.
+type Shown = (&'static str, &'static str, bool, &'static [(&'static str, &'static str)]);
+
+const PLOTS: [Shown; 14] = [
     ("Reward", "mean", false, &[("reward_mean", "reward")]),
     ("Pass rate", "share", false, &[("pass_rate", "training")]),
     ("Held-out problems", "share", true, &[("pass_at_1", "pass@1"), ("pass_at_k", "pass@k")]),
@@ -227,7 +229,7 @@ impl Gathered {
     }
 
     /// A plot of what the run writes of these metrics; `None` if that is nothing.
-    fn plot(&self, (title, unit, of_evaluations, metrics): &(&str, &str, bool, &[(&str, &str)])) -> Option<Plot> {
+    fn plot(&self, (title, unit, of_evaluations, metrics): &Shown) -> Option<Plot> {
         let all = if *of_evaluations { &self.evaluations } else { &self.steps };
         let series = metrics.iter().filter_map(|(metric, name)| {
             let found = all.series.iter().find(|series| series.name == *metric)?;
