@@ -18,6 +18,11 @@ const IDLE: Duration = Duration::from_secs(60);
 /// How long a request waits for a piece that is on its way here; shorter than the receiver's wait for a status.
 const PIECE_WAIT: Duration = Duration::from_secs(5);
 
+/// Connections that the system keeps until they are accepted, unless its own limit is lower: all receivers of a version
+/// connect when it is announced. The system drops what does not fit into the standard library's 128, and those receivers
+/// dial again after one, three and seven seconds.
+const BACKLOG: i32 = 4096;
+
 /// Parameters of a [`DataServer`].
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
@@ -70,6 +75,7 @@ impl DataServer {
     /// When the address cannot be used, or plain text would leave the machine.
     pub fn start(bind: &str, shelf: Shelf, options: ServerOptions) -> io::Result<Self> {
         let listener = TcpListener::bind(bind)?;
+        socket2::SockRef::from(&listener).listen(BACKLOG)?;
         let address = listener.local_addr()?;
         options.security.check_listen(address).map_err(io::Error::other)?;
         let pace = Pace::new(options.rate);

@@ -5,6 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use super::socket::{CredentialSource, Credentials};
 use crate::ListenError;
 
+/// Connections that the system keeps until they are accepted, unless its own limit is lower. A predecessor that dials in
+/// vain tries again, and every guest of a broadcast dials its host, so there may be more than the standard library's 128.
+const BACKLOG: i32 = 4096;
+
 /// The listening socket that a rank's predecessor dials.
 ///
 /// It outlives generations, so that a rank keeps one address for the life of its process. A peer that dials while this
@@ -24,6 +28,7 @@ impl HostListener {
     pub fn bind(address: &str) -> Result<Self, ListenError> {
         let listen = || {
             let socket = TcpListener::bind(address)?;
+            socket2::SockRef::from(&socket).listen(BACKLOG)?;
             // Accepting is polled, because it has a deadline.
             socket.set_nonblocking(true)?;
             let address = socket.local_addr()?;
