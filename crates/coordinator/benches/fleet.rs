@@ -25,7 +25,7 @@ use pacs_runtime::{Health, Link, Membership, Shutdown, WorkerIdentity, launch};
 use pacs_types::{Role, mix};
 use serde_json::{Value, json};
 use support::{Batches, beat, cpu_time, judge, learn, memory, quantiles, sample_of, submission, sync_times, told};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 
 /// Longest wait of a call that asks for work, as rollout workers and verifiers have it.
@@ -116,6 +116,10 @@ struct Fleet {
     /// Registrations that the coordinator has given up although their workers live.
     lapsed: AtomicU64,
     refused: AtomicU64,
+    /// Told when the first worker ends.
+    someone_ends: Notify,
+    /// Samples that were dropped, because the coordinator had undone the weights or given the lease up.
+    dropped: AtomicU64,
     samples: AtomicU64,
     steps: AtomicU64,
     /// Time from the request for a group to its lease, in microseconds.
@@ -276,6 +280,8 @@ async fn play(arguments: &Arguments) -> Result<()> {
         joined: AtomicU64::new(0),
         lapsed: AtomicU64::new(0),
         refused: AtomicU64::new(0),
+        someone_ends: Notify::new(),
+        dropped: AtomicU64::new(0),
         samples: AtomicU64::new(0),
         steps: AtomicU64::new(0),
         leases: Mutex::default(),
@@ -283,10 +289,19 @@ async fn play(arguments: &Arguments) -> Result<()> {
         held: Mutex::default(),
     });
     let beats = beats(fleet.verifier.dial(&address, PeerRole::Coordinator).await?, Arc::clone(&fleet)).await?;
-    let mut workers = joining(&fleet, &coordinator, arguments).await?;
-    idling(&fleet, &coordinator, &mut watch, &beats, arguments).await?;
-    working(&fleet, &coordinator, &mut watch, &beats, sync, arguments).await?;
-    losing(&fleet, &mut watch, &mut workers, arguments).await
+    let parts = async {
+        let mut workers = joining(&fleet, &coordinator, arguments).await?;
+        idling(&fleet, &coordinator, &mut watch, &beats, arguments).await?;
+        working(&fleet, &coordinator, &mut watch, &beats, sync, arguments).await?;
+        losing(&fleet, &mut watch, &mut workers, arguments).await
+    };
+    // A part may wait for what a worker that has ended would have done.
+    tokio::select! {
+        done = parts => done,
+        () = fleet.someone_ends.notified() => {
+            bail!("{} workers have ended, the first as said above", fleet.refused.load(Ordering::Relaxed))
+        }
+    }
 }
 
 /// Starts all workers at once, and waits until all of them are members.
@@ -346,6 +361,7 @@ fn start(fleet: &Arc<Fleet>, slot: u32) -> JoinHandle<()> {
         if fleet.refused.fetch_add(1, Ordering::Relaxed) == 0 {
             let error = result.err().map(|error| format!("{error:#}")).unwrap_or_default();
             eprintln!("worker {slot} has ended: {error}");
+            fleet.someone_ends.notify_one();
         }
     })
 }
@@ -401,7 +417,7 @@ async fn working(
         json!({"bench": "fleet", "what": "working", "seconds": seconds, "asked_samples_per_second": arguments.rate,
             "samples_per_second": samples as f64 / seconds,
             "steps": fleet.steps.load(Ordering::Relaxed) - steps, "members": status.members, "lost": status.lost,
-            "lapsed": fleet.lapsed.load(Ordering::Relaxed), "lease_ms": quantiles(&mut take(&fleet.leases)), "target_p99_ms": 20,
+            "lapsed": fleet.lapsed.load(Ordering::Relaxed), "dropped_samples": fleet.dropped.load(Ordering::Relaxed), "lease_ms": quantiles(&mut take(&fleet.leases)), "target_p99_ms": 20,
             "submit_ms": quantiles(&mut take(&fleet.submits)), "heartbeat_ms": beats.take(), "fdatasync_ms": sync,
             "coordinator_processors": cpu / seconds, "coordinator_cpu_us_a_sample": 1e6 * cpu / samples as f64,
             "workers_processors": (cpu_time("self")? - own).as_secs_f64() / seconds,
@@ -545,6 +561,7 @@ async fn beats(channel: RunChannel, fleet: Arc<Fleet>) -> Result<Beats> {
             if let Err(status) = client.heartbeat(beat(id)).await {
                 eprintln!("the beating worker was refused: {status}");
                 fleet.refused.fetch_add(1, Ordering::Relaxed);
+                fleet.someone_ends.notify_one();
                 return;
             }
             times.lock().expect("nobody panics with it").push(began.elapsed().as_micros() as u64);
@@ -587,7 +604,15 @@ async fn rollout(fleet: &Fleet, slot: u32) -> Result<()> {
                 let sample = sample_of(fleet.arguments.sample_bytes, 100 + wanted.index, lease.min_version);
                 let began = Instant::now();
                 let request = submission(worker_id, &lease, wanted.index, sample);
-                client.submit_sample(request).await?;
+                match client.submit_sample(request).await {
+                    Ok(_) => {}
+                    // As real ones do.
+                    Err(status) if status.code() == tonic::Code::FailedPrecondition => {
+                        fleet.dropped.fetch_add(1, Ordering::Relaxed);
+                        continue;
+                    }
+                    Err(status) => return Err(status.into()),
+                }
                 fleet.submits.lock().expect("nobody panics with it").push(began.elapsed().as_micros() as u64);
                 fleet.samples.fetch_add(1, Ordering::Relaxed);
             }

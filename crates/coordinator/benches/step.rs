@@ -50,6 +50,9 @@ struct Arguments {
     /// Bytes of text of a token.
     #[arg(long, default_value_t = 4)]
     text_bytes: usize,
+    /// Kills the learner when it has this share of its batch; another one takes its place. For one rank.
+    #[arg(long)]
+    kill_at: Option<f64>,
     /// Where the run folder is made and removed [default: a temporary folder]
     #[arg(long)]
     folder: Option<PathBuf>,
@@ -75,6 +78,8 @@ struct Seen {
     largest_message: AtomicUsize,
     batch_bytes: AtomicUsize,
     trained: AtomicU64,
+    /// Sequences of the batch that a killed learner had.
+    lost_sequences: AtomicU64,
     ended: AtomicBool,
 }
 
@@ -95,6 +100,9 @@ fn main() -> Result<()> {
 }
 
 async fn play(arguments: &Arguments) -> Result<Value> {
+    if let Some(share) = arguments.kill_at {
+        ensure!(arguments.ranks == 1 && (0.0..1.0).contains(&share), "--kill-at is a share below 1, for one rank");
+    }
     let folder = match &arguments.folder {
         Some(folder) => tempfile::tempdir_in(folder)?,
         None => tempfile::tempdir()?,
@@ -116,8 +124,15 @@ async fn play(arguments: &Arguments) -> Result<Value> {
     let (first_sequence, mut first_sequences) = mpsc::channel(arguments.ranks as usize);
     let mut workers = JoinSet::new();
     for rank in 0..arguments.ranks {
-        let learner = Learner { seen: Arc::clone(&seen), first: first_sequence.clone(), sequences: 0 };
-        workers.spawn(learner.run(coordinator.channel().await?, rank));
+        let kill_at = arguments.kill_at.map(|share| (share * wanted as f64) as usize);
+        let learner = Learner { seen: Arc::clone(&seen), first: first_sequence.clone(), sequences: 0, kill_at };
+        let successor = Learner { kill_at: None, ..learner.clone() };
+        let (first, second) = (coordinator.channel().await?, coordinator.channel().await?);
+        workers.spawn(async move {
+            learner.run(first, rank).await?;
+            // It does not return if it was not killed.
+            successor.run(second, rank).await
+        });
     }
     let room = Arc::new(Semaphore::new(usize::try_from(wanted)?));
     for slot in 0..ROLLOUTS {
@@ -161,6 +176,7 @@ async fn play(arguments: &Arguments) -> Result<Value> {
         "peak_bytes": peak, "peak_share": peak as f64 / bytes as f64,
         "at_start_bytes": at_start, "at_rest_bytes": at_rest,
         "largest_message_bytes": seen.largest_message.load(Ordering::Relaxed),
+        "killed_with_sequences": seen.lost_sequences.load(Ordering::Relaxed),
         "batch_bytes": seen.batch_bytes.load(Ordering::Relaxed),
         "seconds_until_judged": (judged - began).as_secs_f64(),
         "seconds_to_first_sequence": {"first_rank": waits[0], "last_rank": waits[waits.len() - 1]},
@@ -253,18 +269,25 @@ async fn verifier(channel: RunChannel, wanted: u64, seen: Arc<Seen>, last: mpsc:
     std::future::pending().await
 }
 
+#[derive(Clone)]
 struct Learner {
     seen: Arc<Seen>,
     /// Told when the first sequence is there.
     first: mpsc::Sender<Instant>,
     sequences: usize,
+    /// It dies when it has this many sequences.
+    kill_at: Option<usize>,
 }
 
 impl Learner {
-    /// Receives one batch and says that it is trained; then it only lives.
+    /// Receives one batch and says that it is trained; then it only lives. Returns when it is killed.
     async fn run(self, channel: RunChannel, slot: u32) -> Result<()> {
         let member = join(&channel, v1::Role::Learner, &format!("learner-{slot}")).await?;
+        let is_to_die = self.kill_at.is_some();
         learn(channel, member.id, WAIT_MS, self).await?;
+        if is_to_die {
+            return Ok(());
+        }
         std::future::pending().await
     }
 }
@@ -272,15 +295,21 @@ impl Learner {
 impl Batches for Learner {
     fn task(&mut self, next: &v1::NextTaskResponse) {
         self.seen.message(next);
+        self.sequences = 0;
     }
 
-    fn piece(&mut self, piece: &v1::BatchPiece) {
+    fn piece(&mut self, piece: &v1::BatchPiece) -> bool {
         if self.sequences == 0 && !piece.sequences.is_empty() {
             // It has room for one of each rank.
             let _ = self.first.try_send(Instant::now());
         }
         self.sequences += piece.sequences.len();
         self.seen.batch_bytes.fetch_add(self.seen.message(piece), Ordering::Relaxed);
+        let is_killed = self.kill_at.is_some_and(|most| self.sequences > most);
+        if is_killed {
+            self.seen.lost_sequences.store(self.sequences as u64, Ordering::Relaxed);
+        }
+        !is_killed
     }
 
     fn whole(&mut self, task: &v1::TrainTask) -> Result<()> {

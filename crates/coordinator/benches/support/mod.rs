@@ -22,7 +22,7 @@ use pacs_weights::{Announcement, Description, VersionId, WeightKind};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tonic::transport::Endpoint;
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 /// Longest wait of a call that asks for work.
 pub(crate) const WAIT_MS: u32 = 1000;
@@ -321,8 +321,10 @@ pub(crate) trait Batches: Send {
     /// A task came, or none in time.
     fn task(&mut self, _next: &v1::NextTaskResponse) {}
 
-    /// A part of a batch came, which is dropped after this.
-    fn piece(&mut self, _piece: &v1::BatchPiece) {}
+    /// A part of a batch came, which is dropped after this. Whether the learner lives on.
+    fn piece(&mut self, _piece: &v1::BatchPiece) -> bool {
+        true
+    }
 
     /// All of a batch is there.
     fn whole(&mut self, _task: &v1::TrainTask) -> Result<()> {
@@ -335,42 +337,69 @@ pub(crate) trait Batches: Send {
     }
 }
 
-/// A learner that receives batches and says that it has trained on them, until `batches` says that it is enough.
+/// A learner that receives batches and says that it has trained on them, until `batches` says that it is enough. When its
+/// generation is over, it joins the next one.
 pub(crate) async fn learn(channel: RunChannel, worker_id: u64, wait_ms: u32, mut batches: impl Batches) -> Result<()> {
     let mut client = LearnerServiceClient::new(channel).max_decoding_message_size(16 << 20);
-    let group = loop {
+    loop {
         let request = v1::JoinGenerationRequest { worker_id, wait_ms };
-        if let Some(group) = client.join_generation(request).await.map_err(told)?.into_inner().group {
-            break group;
+        let Some(group) = client.join_generation(request).await?.into_inner().group else { continue };
+        match learn_in(&mut client, worker_id, wait_ms, group, &mut batches).await {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            // What is said to an earlier generation.
+            Err(error) if code_of(&error) == Some(Code::FailedPrecondition) => {}
+            Err(error) => return Err(error),
         }
-    };
+    }
+}
+
+/// The status code that a call has failed with.
+pub(crate) fn code_of(error: &anyhow::Error) -> Option<Code> {
+    error.downcast_ref::<Status>().map(Status::code)
+}
+
+/// Works in one generation. Whether to join the next one.
+async fn learn_in(
+    client: &mut LearnerServiceClient<RunChannel>,
+    worker_id: u64,
+    wait_ms: u32,
+    group: v1::LearnerGroup,
+    batches: &mut impl Batches,
+) -> Result<bool> {
     let generation = group.generation;
     let weights = |version| (group.rank == 0).then(|| weights(generation, version));
     loop {
         let request = v1::NextTaskRequest { worker_id, generation, wait_ms, busy: false };
-        let next = client.next_task(request).await.map_err(told)?.into_inner();
+        let next = client.next_task(request).await?.into_inner();
         batches.task(&next);
         let task_id = next.task_id;
         let result = match next.task {
             None => continue,
+            // There is no checkpoint, so a lost generation goes back to the first weights.
             Some(Task::Prepare(_)) => Done::Prepared(v1::PrepareResult { weights: weights(0) }),
             Some(Task::Train(task)) => {
                 let request = v1::StreamBatchRequest { worker_id, generation, task_id, ..Default::default() };
-                let mut pieces = client.stream_batch(request).await.map_err(told)?.into_inner();
-                while let Some(piece) = pieces.message().await.map_err(told)? {
-                    batches.piece(&piece);
+                let mut pieces = client.stream_batch(request).await?.into_inner();
+                while let Some(piece) = pieces.message().await? {
+                    if !batches.piece(&piece) {
+                        return Ok(false);
+                    }
                 }
                 batches.whole(&task)?;
                 Done::Trained(v1::TrainResult { weights: weights(task.step), ..Default::default() })
             }
-            Some(Task::Save(_)) => return Err(anyhow!("nothing is to be saved")),
-            Some(Task::Regroup(regroup)) => return Err(anyhow!("the generation is over: {}", regroup.reason)),
+            Some(Task::Save(_)) => {
+                let message = "made-up learners have nothing to save".to_owned();
+                Done::Failed(v1::TaskFailure { message, kind: v1::FailureKind::Write.into() })
+            }
+            Some(Task::Regroup(_)) => return Ok(true),
         };
         let is_step = matches!(result, Done::Trained(_));
         let request = v1::CompleteTaskRequest { worker_id, generation, task_id, result: Some(result) };
-        client.complete_task(request).await.map_err(told)?;
+        client.complete_task(request).await?;
         if is_step && !batches.reported() {
-            return Ok(());
+            return Ok(false);
         }
     }
 }
