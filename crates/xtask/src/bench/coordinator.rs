@@ -47,6 +47,17 @@ pub(crate) struct Scale {
     options: Vec<String>,
 }
 
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  cargo xtask bench transfer\n  cargo xtask bench transfer -- --gigabytes 3.1\n\nIt needs root, \
+                  and three times the size of the model in shared memory, or in --folder."
+)]
+pub(crate) struct Transfer {
+    /// Options of the benchmark: the size of the model, and the rate of a sender.
+    #[arg(last = true)]
+    options: Vec<String>,
+}
+
 pub(crate) fn timed(bench: &str, arguments: &Timed) -> Result<()> {
     run(bench, &["--seconds".to_owned(), arguments.seconds.to_string()])
 }
@@ -65,8 +76,18 @@ pub(crate) fn scale(arguments: &Scale) -> Result<()> {
     run("scale", &arguments.options)
 }
 
+/// Sends weights between hosts whose processes are killed.
+pub(crate) fn transfer(arguments: &Transfer) -> Result<()> {
+    check("build the program", &mut cargo(&["build", "--quiet", "--release", "-p", "pacs"]))?;
+    run_of("pacs-tests", "transfer", &arguments.options)
+}
+
 fn run(bench: &str, options: &[String]) -> Result<()> {
-    let mut command = vec!["bench", "--quiet", "-p", "pacs-coordinator", "--bench", bench, "--"];
+    run_of("pacs-coordinator", bench, options)
+}
+
+fn run_of(package: &str, bench: &str, options: &[String]) -> Result<()> {
+    let mut command = vec!["bench", "--quiet", "-p", package, "--bench", bench, "--"];
     command.extend(options.iter().map(String::as_str));
-    check("measure the coordinator", &mut cargo(&command))
+    check(&format!("measure with the benchmark {bench}"), &mut cargo(&command))
 }

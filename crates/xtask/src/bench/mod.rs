@@ -24,6 +24,8 @@ pub(crate) enum Bench {
     Fleet(coordinator::Fleet),
     /// Simulates clusters of thousands of GPUs: the run's state machine, with costs that `bench fleet` has measured.
     Scale(coordinator::Scale),
+    /// Sends weights of a large model between hosts, while either end is killed or a bit is flipped.
+    Transfer(coordinator::Transfer),
     /// Generates samples, compared with Hugging Face transformers on the same work.
     Rollout(beside::Arguments),
 }
@@ -37,6 +39,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         Bench::Step(arguments) => coordinator::step(arguments),
         Bench::Fleet(arguments) => coordinator::fleet(arguments),
         Bench::Scale(arguments) => coordinator::scale(arguments),
+        Bench::Transfer(arguments) => coordinator::transfer(arguments),
         Bench::Rollout(arguments) => beside::run("rollout", arguments),
     }
 }
