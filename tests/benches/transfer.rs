@@ -1,5 +1,5 @@
 //! `cargo xtask bench transfer`: weights of the size of a large model between two hosts over mutual TLS, while either end is
-//! killed in the middle, or a bit of what a sender holds is flipped. Needs root, which makes the hosts as network namespaces.
+//! killed in the middle, or bits of what one of two senders holds are flipped. Needs root, which makes the hosts as network namespaces.
 //!
 //! Prints a JSON line for each case: the time, and what has crossed the receiver's link in times of the model.
 
@@ -109,12 +109,9 @@ impl Part {
         let receiver = Receiver::new(Arc::new(store), Shelf::default(), FetchOptions::new(security, RUN));
         let finder = |failed: &[String]| -> Result<Vec<Source>, String> {
             let listed = fs::read_to_string(self.shared.join("senders")).map_err(|error| error.to_string())?;
-            let all: Vec<Source> = listed
-                .lines()
-                .map(|address| Source { address: address.to_owned(), role: PeerRole::Learner })
-                .collect();
-            let good: Vec<Source> =
-                all.iter().filter(|source| !failed.contains(&source.address)).cloned().collect();
+            let all: Vec<Source> =
+                listed.lines().map(|address| Source { address: address.to_owned(), role: PeerRole::Learner }).collect();
+            let good: Vec<Source> = all.iter().filter(|source| !failed.contains(&source.address)).cloned().collect();
             Ok(if good.is_empty() { all } else { good })
         };
         let began = Instant::now();
@@ -135,7 +132,11 @@ fn announced(file: &Path) -> Result<Announcement> {
 
 /// Bytes that do not repeat, the same for every sender.
 fn content(bytes: u64) -> Vec<u8> {
-    (0..bytes.div_ceil(8)).flat_map(|word| mix(word).to_le_bytes()).take(bytes as usize).collect()
+    let mut content = vec![0; bytes as usize];
+    for (number, word) in (0..).zip(content.chunks_mut(8)) {
+        word.copy_from_slice(&mix(number).to_le_bytes()[..word.len()]);
+    }
+    content
 }
 
 fn main() -> Result<()> {
@@ -145,7 +146,7 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     ensure!(arguments.gigabytes > 0.0 && arguments.rate > 0, "the size and the rate must be above 0");
     let Some(hosts) = hosts(3)? else { return Ok(()) };
-    for what in ["nothing", "sender, another one continues", "sender, started again", "receiver, started again", "a bit"] {
+    for what in ["nothing", "sender, another one continues", "sender, started again", "receiver, started again", "bits"] {
         let bench = Bench::new(&arguments, &hosts)?;
         println!("{}", bench.case(what)?);
     }
@@ -233,7 +234,7 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// Flips a bit in the middle of what a sender holds.
+    /// Flips a bit in every eighth of what a sender holds, so that some of them are in pieces that it is asked for.
     fn flip(&self, host: usize) -> Result<()> {
         let mut folders = vec![self.stores.path().join(format!("host{host}"))];
         while let Some(folder) = folders.pop() {
@@ -243,9 +244,12 @@ impl<'a> Bench<'a> {
                     folders.push(path);
                 } else if path.metadata()?.len() >= self.bytes() {
                     let file = File::options().read(true).write(true).open(&path)?;
-                    let (mut byte, at) = ([0], self.bytes() / 2);
-                    file.read_exact_at(&mut byte, at)?;
-                    return file.write_all_at(&[byte[0] ^ 1], at).context("flip a bit");
+                    for eighth in 0..8 {
+                        let (mut byte, at) = ([0], self.bytes() / 8 * eighth);
+                        file.read_exact_at(&mut byte, at)?;
+                        file.write_all_at(&[byte[0] ^ 1], at)?;
+                    }
+                    return Ok(());
                 }
             }
         }
@@ -256,13 +260,13 @@ impl<'a> Bench<'a> {
         let rate = if killed == "nothing" { 0 } else { self.arguments.rate };
         let mut first = self.start(0, true, rate)?;
         let first_address = first.line()?;
-        let has_second = matches!(killed, "sender, another one continues" | "a bit");
+        let has_second = matches!(killed, "sender, another one continues" | "bits");
         let second = if has_second { Some(self.start(2, true, rate)?) } else { None };
         let second = second.map(|mut process| process.line().map(|address| (process, address))).transpose()?;
         let mut senders = vec![first_address.as_str()];
         senders.extend(second.as_ref().map(|(_, address)| address.as_str()));
         self.list(&senders)?;
-        if killed == "a bit" {
+        if killed == "bits" {
             self.flip(0)?;
         }
         let (before, began) = (self.hosts[1].link_bytes()?.0, Instant::now());
@@ -290,7 +294,7 @@ impl<'a> Bench<'a> {
         let received: Value = serde_json::from_str(&receiver.line().context("hear of the receiver")?)?;
         let (seconds, came) = (began.elapsed().as_secs_f64(), self.hosts[1].link_bytes()?.0 - before);
         drop((again, second));
-        ensure!(killed != "a bit" || received["wrong_pieces"].as_u64() >= Some(1), "the flipped bit was not found");
+        ensure!(killed != "bits" || received["wrong_pieces"].as_u64() >= Some(1), "no flipped bit was found");
         Ok(json!({"bench": "transfer", "hit": killed, "bytes": self.bytes(), "tls": true,
             "sender_megabytes_per_second": if rate > 0 { Some(rate) } else { None }, "seconds": seconds,
             "link_bytes": came, "times_the_model": came as f64 / self.bytes() as f64, "last_receiver": received}))

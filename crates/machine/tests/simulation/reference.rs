@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pacs_machine::{
-    Command, Counter, Counters, Dropped, Effect, End, EvaluationPlan, Event, GroupGrant, Machine, Options, Refusal, Reply,
-    Snapshot, Staleness, StopMode, TaskResult, UniformGroups, evaluation_problem,
+    Command, Counter, Counters, Dropped, Effect, End, EvaluationPlan, Event, GroupGrant, Machine, Options, Refusal,
+    Reply, Snapshot, Staleness, StopMode, TaskResult, UniformGroups, evaluation_problem,
 };
 use pacs_order::{DrawOrder, Evidence, History};
 use pacs_types::{Generation, GroupId, LeaseId, Outcome, Role, SampleId, WorkerId};
