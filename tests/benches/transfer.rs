@@ -146,7 +146,8 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     ensure!(arguments.gigabytes > 0.0 && arguments.rate > 0, "the size and the rate must be above 0");
     let Some(hosts) = hosts(3)? else { return Ok(()) };
-    for what in ["nothing", "sender, another one continues", "sender, started again", "receiver, started again", "bits"] {
+    for what in ["nothing", "sender, another one continues", "sender, started again", "receiver, started again", "bits"]
+    {
         let bench = Bench::new(&arguments, &hosts)?;
         println!("{}", bench.case(what)?);
     }

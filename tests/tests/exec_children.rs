@@ -165,7 +165,9 @@ fn what_they_have_started_in_a_sandbox_ends_with_the_verifier() -> Result<()> {
     let sleeping = || {
         let command = format!("sleep\0{seconds}.25\0");
         let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-        processes.filter(|entry| fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == command.as_bytes())).count()
+        processes
+            .filter(|entry| fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == command.as_bytes()))
+            .count()
     };
     let mut verifier = trial.command(&["--timeout", "3000", "--sandbox"])?.spawn().context("start pacs")?;
     let began = Instant::now();

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use pacs_runtime::{Exit, LogFormat, harmless_json, init_logging};
-use pacs_spec::{CodeSpec, CodeStop, ExecSandboxSpec, ExecSpec, Extraction, Form, JudgeKind, JudgeSpec, MathSpec, ServiceAddress};
+use pacs_spec::{
+    CodeSpec, CodeStop, ExecSandboxSpec, ExecSpec, Extraction, Form, JudgeKind, JudgeSpec, MathSpec, ServiceAddress,
+};
 use pacs_types::Outcome;
 use pacs_verifier::{Judge, Judgement, Task};
 use serde::Serialize;

@@ -152,7 +152,8 @@ impl Isolated {
         if refused.is_empty() {
             return Ok(Enclosed { program: self.program, scratch: self.scratch });
         }
-        let reasons: Vec<_> = refused.iter().map(|(layer, why)| format!("layer `{layer}` is missing ({why})")).collect();
+        let reasons: Vec<_> =
+            refused.iter().map(|(layer, why)| format!("layer `{layer}` is missing ({why})")).collect();
         let names: Vec<_> = refused.iter().map(|(layer, _)| format!("\"{layer}\"")).collect();
         Err(format!("{}; to run without, list {} in `sandbox.allow_missing`", reasons.join(", "), names.join(", ")))
     }

@@ -15,7 +15,8 @@ const QUESTION: &str = "import json, os, sys, sysconfig; print(json.dumps({'exec
 const OLDEST: [u32; 2] = [3, 9];
 
 /// Libraries of the system, as far as they are there.
-pub(crate) const SYSTEM: [&str; 7] = ["/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/etc/ld.so.cache"];
+pub(crate) const SYSTEM: [&str; 7] =
+    ["/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/etc/ld.so.cache"];
 
 /// A Python interpreter.
 pub(crate) struct Interpreter {

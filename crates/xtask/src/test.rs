@@ -9,7 +9,9 @@ use crate::process::{cargo, check};
 use crate::setup;
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --jobs 1      (one test program after the other)")]
+#[command(
+    after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --jobs 1      (one test program after the other)"
+)]
 pub(crate) struct Arguments {
     /// Test programs that run at a time [default: one more than there are cores, since many tests wait for processes and timeouts]
     #[arg(long)]

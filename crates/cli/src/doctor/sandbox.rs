@@ -50,11 +50,9 @@ fn needed(spec: &JobSpec) -> Option<Needed> {
     let rewards = spec.reward.verifiers.values().map(RewardVerifierSpec::judge);
     let judges: Vec<_> = std::iter::once(spec.verifier.judge()).chain(named).chain(sets).chain(rewards).collect();
     let of_code = judges.iter().find_map(|judge| match &judge.by {
-        JudgeKind::Code(code) => Some(Needed {
-            python: code.python.clone(),
-            allow_missing: code.allow_missing.clone(),
-            table: "code",
-        }),
+        JudgeKind::Code(code) => {
+            Some(Needed { python: code.python.clone(), allow_missing: code.allow_missing.clone(), table: "code" })
+        }
         _ => None,
     });
     let of_exec = || {
@@ -88,8 +86,10 @@ fn finding(missing: &[(Layer, String)], needed: Option<&Needed>) -> Finding {
         |layer: &Layer| needed.is_some_and(|needed| needed.allow_missing.iter().any(|name| name == layer.name()));
     let refused: Vec<&(Layer, String)> = missing.iter().filter(|(layer, _)| !is_allowed(layer)).collect();
     let table = needed.map_or("code", |needed| needed.table);
-    let advice =
-        format!("to run programs without, list {} in `allow_missing` of the verifier's table `{table}`", names(&refused));
+    let advice = format!(
+        "to run programs without, list {} in `allow_missing` of the verifier's table `{table}`",
+        names(&refused)
+    );
     match (needed, refused.is_empty()) {
         (Some(_), true) => {
             Finding::warning(CHECK, found, "the job allows that; docs/VERIFIERS.md says what each layer stops")
@@ -132,6 +132,9 @@ mod tests {
         };
         assert!(needed(&job("")).is_none());
         let of_exec = needed(&job(", sandbox.allow_missing = ['landlock']")).unwrap();
-        assert_eq!((of_exec.table, of_exec.allow_missing.as_slice()), ("sandbox", ["landlock", "cgroup"].map(String::from).as_slice()));
+        assert_eq!(
+            (of_exec.table, of_exec.allow_missing.as_slice()),
+            ("sandbox", ["landlock", "cgroup"].map(String::from).as_slice())
+        );
     }
 }

@@ -171,7 +171,7 @@ impl Check {
                 plain_text: verifier.plain_text,
                 timeout_seconds: verifier.timeout_seconds,
                 code: verifier.code.as_ref(),
-            sandbox: verifier.sandbox.as_ref(),
+                sandbox: verifier.sandbox.as_ref(),
             };
             self.judge(&path, &described);
         }

@@ -54,7 +54,8 @@ struct Profile {
 
 /// Builds all test programs, and lists them with the longest first.
 pub(super) fn programs() -> Result<Vec<Program>> {
-    let mut build = cargo(&["test", "--release", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
+    let mut build =
+        cargo(&["test", "--release", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
     let output = build.stderr(Stdio::inherit()).output().context("build the tests")?;
     ensure!(output.status.success(), "build the tests: cargo ended with {}", output.status);
     let mut programs = listed(&String::from_utf8_lossy(&output.stdout))?;
@@ -168,7 +169,10 @@ fn report(one: &Running, has_passed: bool) -> Result<()> {
         let passed = passed.and_then(|line| line.split(';').next()).unwrap_or("passed");
         println!("{}: {passed} in {seconds:.1} s", one.label);
         // What was left out has to be seen: it is not a success.
-        output.lines().filter(|line| line.trim_start().to_lowercase().starts_with("skip")).for_each(|line| println!("    {line}"));
+        output
+            .lines()
+            .filter(|line| line.trim_start().to_lowercase().starts_with("skip"))
+            .for_each(|line| println!("    {line}"));
     } else {
         println!("{}: FAILED after {seconds:.1} s\n{output}", one.label);
     }
