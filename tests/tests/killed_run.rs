@@ -156,7 +156,8 @@ fn an_evaluation_whose_processes_are_all_killed_keeps_its_samples_and_result() -
 #[test]
 fn a_run_of_adapters_that_is_killed_ends_with_the_same_bits() -> Result<()> {
     let job = || -> Result<Job> {
-        let job = job(0)?.with("model.lora.rank", 4).with("optimizer.learning_rate", 1e-2);
+        let lora = toml::Table::from_iter([("rank".to_owned(), toml::Value::from(4))]);
+        let job = job(0)?.with("model.lora", lora).with("optimizer.learning_rate", 1e-2);
         Ok(job.with("resources.deterministic", true).with("rollout.kernels", "reference"))
     };
     let undisturbed = job()?;

@@ -85,6 +85,7 @@ impl Job {
 
 /// Result of a job.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, and it is moved twice a step")]
 pub(crate) enum Done {
     /// The communicator is ready.
     Joined,

@@ -121,6 +121,9 @@ impl Enclosure {
     }
 }
 
+/// Makes one layer hold for this process, or says why it does not.
+type Step = fn(&Isolated) -> Result<(), String>;
+
 impl Isolated {
     /// Second step: a private scratch folder, and the layers that hold for this process and whatever it executes. Its limits
     /// ([`Layer::Rlimits`]) have been set before.
@@ -137,7 +140,7 @@ impl Isolated {
         if chdir(&self.folder).is_err() {
             chdir("/").map_err(|error| format!("enter the root: {}", error.desc()))?;
         }
-        let steps: [(Layer, fn(&Self) -> Result<(), String>); 4] = [
+        let steps: [(Layer, Step); 4] = [
             (Layer::NoNewPrivs, |_| prctl::set_no_new_privs().map_err(|error| error.desc().to_owned())),
             (Layer::Landlock, Self::restrict),
             (Layer::Capabilities, Self::drop_capabilities),
@@ -226,9 +229,9 @@ fn on_path(program: &Path) -> Option<PathBuf> {
 /// The file or folder that an argument names, if it names one.
 fn named(argument: &Path, folder: &Path) -> Option<PathBuf> {
     let path = folder.join(argument);
-    // The root and the working directory would show everything.
-    let is_one = !argument.as_os_str().is_empty() && path != Path::new("/") && !folder.starts_with(&path);
-    (is_one && path.exists()).then_some(path)
+    let (real, here) = (path.canonicalize().ok()?, folder.canonicalize().ok()?);
+    // The working directory and what holds it would show everything.
+    (!argument.as_os_str().is_empty() && !here.starts_with(real)).then_some(path)
 }
 
 #[cfg(test)]

@@ -182,7 +182,7 @@ mod tests {
                         GPU 1: learner-1
                         GPU 2: rollout-0
                         GPU 3: rollout-1
-                        GPU 4: nobody
+                        GPU 4: no worker
         "#]]
         .assert_eq(&gpus.to_string());
         // What the environment names is passed on as it is.

@@ -160,7 +160,7 @@ mod tests {
             assert!(!is_run_id(text), "{text:?}");
         }
         let error = RunIdentity::told("\u{1b}[31m").expect_err("control characters");
-        assert!(error.to_string().starts_with("`\\u{1b}[31m` is no run identifier"), "{error}");
+        assert!(error.to_string().starts_with("`\\u{1b}[31m` is not a run identifier"), "{error}");
     }
 
     #[test]

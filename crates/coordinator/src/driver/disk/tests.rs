@@ -156,7 +156,7 @@ async fn learner(services: Services, version: Arc<AtomicU64>) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_waits_for_a_slow_disk_where_it_says_and_loses_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    slow_disk(Duration::from_millis(50));
+    slow_disk(Duration::from_millis(200));
     let coordinator = start(folder.path()).await;
     slow_disk(Duration::ZERO);
     let (services, version) = (coordinator.all_services(), Arc::default());
