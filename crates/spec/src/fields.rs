@@ -44,7 +44,7 @@ pub(crate) fn fields_at(path: &str) -> Option<&'static [&'static str]> {
 
 /// Every table path that [`fields_at`] knows.
 /// Those of `reward.verifiers`, `data.mix` and `evaluation.sets` have names of the job's own.
-pub(crate) const TABLES: [&str; 31] = [
+pub(crate) const TABLES: [&str; 35] = [
     "",
     "model",
     "model.lora",
@@ -63,16 +63,20 @@ pub(crate) const TABLES: [&str; 31] = [
     "watchdog",
     "verifier",
     "verifier.code",
+    "verifier.sandbox",
     "verifiers.NAME",
     "verifiers.NAME.code",
+    "verifiers.NAME.sandbox",
     "reward",
     "reward.verifiers.NAME",
     "reward.verifiers.NAME.code",
+    "reward.verifiers.NAME.sandbox",
     "evaluation",
     "evaluation.sets.NAME",
     "evaluation.sets.NAME.generator",
     "evaluation.sets.NAME.verifier",
     "evaluation.sets.NAME.verifier.code",
+    "evaluation.sets.NAME.verifier.sandbox",
     "checkpoint",
     "logging",
     "resources",
