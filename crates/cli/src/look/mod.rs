@@ -48,7 +48,10 @@ impl Looked {
         if let Some(folder) = folder {
             return Self::of_folder(folder).await;
         }
-        let target = target::one(target).map_err(|failure| {
+        // It asks the live runs of this machine with a runtime of its own, which this thread, being in one, cannot have.
+        let found = std::thread::scope(|scope| scope.spawn(|| target::one(target)).join());
+        let found = found.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let target = found.map_err(|failure| {
             failure.hint("name the folder of a run that is over; `pacs runs` lists those of before, too")
         })?;
         let (observer, operator, status) = ask(&target).await?;
