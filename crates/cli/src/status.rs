@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use pacs_protocol::v1::{GetStatusRequest, GetStatusResponse, Role, VerifierStatus, WorkerStatus};
+use pacs_protocol::v1::{GetStatusRequest, GetStatusResponse, VerifierStatus, WorkerStatus};
 use pacs_runtime::{Exit, harmless};
 use serde_json::{Value, json};
 
@@ -199,12 +199,7 @@ fn does(worker: &WorkerStatus) -> String {
 }
 
 fn role_name(worker: &WorkerStatus) -> &'static str {
-    match worker.role() {
-        Role::Rollout => "rollout",
-        Role::Learner => "learner",
-        Role::Verifier => "verifier",
-        Role::Unspecified => "unknown",
-    }
+    pacs_dashboard::json::role(worker.role())
 }
 
 fn as_json(status: &GetStatusResponse) -> Value {
@@ -221,14 +216,7 @@ fn as_json(status: &GetStatusResponse) -> Value {
         "generation": status.generation,
         "learners_wanted": status.learners_wanted,
         "waiting_for": status.waiting_for,
-        "queues": {
-            "groups_waiting": queues.groups_waiting,
-            "groups_generating": queues.groups_generating,
-            "groups_complete": queues.groups_complete,
-            "groups_wanted": queues.groups_wanted,
-            "samples_waiting": queues.samples_waiting,
-            "samples_verifying": queues.samples_verifying,
-        },
+        "queues": pacs_dashboard::json::queues(&queues),
         "workers": workers,
         "left_out": sorted(&status.left_out).into_iter().map(|(name, count)| (name.clone(), json!(count)))
             .collect::<serde_json::Map<_, _>>(),
@@ -291,7 +279,7 @@ fn sorted<T>(map: &std::collections::HashMap<String, T>) -> Vec<(&String, &T)> {
 #[cfg(test)]
 mod tests {
     use expect_test::expect;
-    use pacs_protocol::v1::QueueDepths;
+    use pacs_protocol::v1::{QueueDepths, Role};
 
     use super::*;
 

@@ -79,7 +79,7 @@ pub(crate) fn open(
     let misfit = recovered.as_ref().and_then(|found| misfit(found, resumed.as_ref()));
     let changed = (!changes.is_empty()).then(|| format!("the problems have changed: {}", changes.join("; ")));
     if let Some(problem) = recovered.as_ref().and(changed.or(misfit)) {
-        notes.push(format!("the journal was set aside, and the run resumes from its newest checkpoint: {problem}"));
+        notes.push(format!("the journal was moved aside; the run resumes from its newest checkpoint: {problem}"));
         journal = journal.discard(&run_dir, &toml, &epoch, &room)?;
         recovered = None;
     }

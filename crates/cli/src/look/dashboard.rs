@@ -112,7 +112,7 @@ async fn free(port: u16) -> SocketAddr {
 /// Serves a coordinator's dashboard where `--dashboard-listen` says, or at the usual port or a free one.
 ///
 /// # Errors
-/// Only for an address that was asked for: a dashboard that nobody asked for is no reason not to train.
+/// Only for an explicit address: a run must not fail because the default dashboard cannot be served.
 pub(crate) async fn of_coordinator(
     coordinator: &pacs_coordinator::Coordinator,
     spec: &pacs_spec::JobSpec,

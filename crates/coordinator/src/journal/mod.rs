@@ -174,9 +174,7 @@ impl Journal {
             }
             Err(error) if error.is_damage() => {
                 put_aside(&folder)?;
-                notes.push(format!(
-                    "the journal was set aside, and the run resumes from its newest checkpoint: {error}"
-                ));
+                notes.push(format!("the journal was moved aside; the run resumes from its newest checkpoint: {error}"));
                 None
             }
             Err(error) => return Err(error),
@@ -337,7 +335,7 @@ fn recover(folder: &Path, spec: &str) -> Result<Found, FileError> {
     let database = Database::open(folder)?;
     if let Some(difference) = database.difference(spec)? {
         return Ok(Found::Other(format!(
-            "the journal was set aside, and the run resumes from its newest checkpoint: {difference}"
+            "the journal was moved aside; the run resumes from its newest checkpoint: {difference}"
         )));
     }
     let Some((machine, extras)) = database.snapshot()? else { return Ok(Found::Nothing) };

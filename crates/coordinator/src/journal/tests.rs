@@ -149,7 +149,7 @@ fn a_foreign_or_damaged_database_is_set_aside() {
     std::fs::write(folder.path().join("journal/journal.db"), "not a database, and longer than its header would be")
         .unwrap();
     let (_, recovered, notes) = open(folder.path());
-    assert!(recovered.is_none() && notes[0].contains("set aside"), "{notes:?}");
+    assert!(recovered.is_none() && notes[0].contains("moved aside"), "{notes:?}");
     assert!(folder.path().join("journal-aside").exists());
 }
 
