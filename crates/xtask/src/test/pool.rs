@@ -123,7 +123,7 @@ impl Running {
     }
 }
 
-/// Runs all of them. Prints a line for each that passed, and the whole output of each that failed.
+/// Runs all of them. Prints the verdict on each test of a program that passed, and the whole output of one that failed.
 pub(super) fn run(programs: Vec<Program>, jobs: Option<NonZeroUsize>) -> Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let jobs = jobs.map_or(cores + 1, NonZeroUsize::get);
@@ -161,22 +161,26 @@ pub(super) fn run(programs: Vec<Program>, jobs: Option<NonZeroUsize>) -> Result<
     Ok(())
 }
 
+/// Prints the harness's own lines on each test and the sum of them, as `cargo test` does: whoever reads them, a person or a
+/// program, counts tests and not programs. What a passing test prints is left out, except that it skipped something.
 fn report(one: &Running, has_passed: bool) -> Result<()> {
     let output = read(&one.output)?;
     let seconds = one.since.elapsed().as_secs_f64();
-    if has_passed {
-        let passed = output.lines().rev().find_map(|line| line.strip_prefix("test result: ok. "));
-        let passed = passed.and_then(|line| line.split(';').next()).unwrap_or("passed");
-        println!("{}: {passed} in {seconds:.1} s", one.label);
-        // What was left out has to be seen: it is not a success.
-        output
-            .lines()
-            .filter(|line| line.trim_start().to_lowercase().starts_with("skip"))
-            .for_each(|line| println!("    {line}"));
-    } else {
-        println!("{}: FAILED after {seconds:.1} s\n{output}", one.label);
+    if !has_passed {
+        println!("     Running {} (FAILED after {seconds:.1} s)\n{output}", one.label);
+        return Ok(());
     }
+    println!("     Running {} (passed in {seconds:.1} s)\n", one.label);
+    output.lines().filter(|line| is_told(line)).for_each(|line| println!("{line}"));
+    println!();
     Ok(())
+}
+
+/// Whether a line of a test program that passed is printed.
+fn is_told(line: &str) -> bool {
+    let is_harness = ["running ", "test "].iter().any(|start| line.starts_with(start));
+    // What was left out has to be seen: it is not a success.
+    is_harness || line.trim_start().to_lowercase().starts_with("skip")
 }
 
 fn read(path: &Path) -> Result<String> {
@@ -186,7 +190,7 @@ fn read(path: &Path) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::listed;
+    use super::{is_told, listed};
 
     #[test]
     fn only_test_programs_are_listed() {
@@ -199,5 +203,12 @@ mod tests {
         assert_eq!(programs.len(), 1);
         assert_eq!((programs[0].package.as_str(), programs[0].name.as_str()), ("algo", "golden"));
         assert!(listed("{\"reason\":").is_err());
+    }
+
+    #[test]
+    fn verdicts_and_skips_are_told() {
+        let told = ["running 2 tests", "test a::b ... ok", "test result: ok. 2 passed; 0 failed", "    skipped on a GPU: none"];
+        assert!(told.iter().all(|line| is_told(line)));
+        assert!(["successes:", "---- a::b stdout ----", "loss 0.5", ""].iter().all(|line| !is_told(line)));
     }
 }
