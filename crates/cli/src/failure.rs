@@ -16,9 +16,11 @@ impl Failure {
         Self { exit, error: error.into(), hint: None }
     }
 
-    /// Makes a failure of configuration (exit code 78): the command line, the job spec or a file it names is wrong.
+    /// Makes a failure of configuration (exit code 78): the command line, the job spec or a file it names is wrong. If the
+    /// machine lacks something for now, such as room on the disk, the failure is a transient one (75).
     pub(crate) fn config(error: impl Into<anyhow::Error>) -> Self {
-        Self::with_exit(Exit::Config, error)
+        let error = error.into();
+        Self::with_exit(Exit::of_config(error.as_ref()), error)
     }
 
     /// Makes a transient failure (exit code 75): the same command may succeed later.
@@ -70,5 +72,11 @@ mod tests {
         let failure = Failure::config(anyhow!("no such file")).doing("read model `m`").hint("give --model DIR");
         assert_eq!(failure.to_string(), "error: failed to read model `m`: no such file\nhint: give --model DIR");
         assert_eq!(failure.exit.code(), 78);
+    }
+
+    #[test]
+    fn a_full_disk_is_transient() {
+        let full = anyhow::Error::from(std::io::Error::from_raw_os_error(28)).context("make certificates");
+        assert_eq!(Failure::config(full).exit.code(), 75);
     }
 }

@@ -1,3 +1,4 @@
+use std::error::Error;
 use std::io;
 use std::process::ExitCode;
 
@@ -41,6 +42,32 @@ impl Exit {
             _ => Self::Again,
         }
     }
+
+    /// Exit code for an error for which the configuration would be blamed: [`Exit::Again`] where the cause is a full disk
+    /// or another shortage of the machine, [`Exit::Config`] otherwise.
+    #[must_use]
+    pub fn of_config(error: &(dyn Error + 'static)) -> Self {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            let io = error.downcast_ref::<io::Error>();
+            if io.is_some_and(is_shortage) {
+                return Self::Again;
+            }
+            // `io::Error::source` skips the error that it wraps.
+            next = io.and_then(io::Error::get_ref).map(|inner| inner as _).or_else(|| error.source());
+        }
+        Self::Config
+    }
+}
+
+/// Whether the machine lacks something for now: room, a quota, memory, open files, or a device that answers.
+fn is_shortage(error: &io::Error) -> bool {
+    use io::ErrorKind::*;
+    const EIO: i32 = 5;
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    matches!(error.kind(), StorageFull | QuotaExceeded | OutOfMemory | StaleNetworkFileHandle)
+        || matches!(error.raw_os_error(), Some(EIO | ENFILE | EMFILE))
 }
 
 impl From<Exit> for ExitCode {
@@ -60,6 +87,19 @@ mod tests {
             for error in errors {
                 assert_eq!(Exit::of_file(&io::Error::from_raw_os_error(*error)), exit, "{error}");
             }
+        }
+    }
+
+    #[test]
+    fn a_shortage_is_not_blamed_on_the_configuration() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("write a key")]
+        struct Outer(#[source] io::Error);
+
+        for (error, exit) in [(28, Exit::Again), (122, Exit::Again), (24, Exit::Again), (2, Exit::Config), (13, Exit::Config)] {
+            let system = || io::Error::from_raw_os_error(error);
+            assert_eq!(Exit::of_config(&Outer(system())), exit, "{error}");
+            assert_eq!(Exit::of_config(&io::Error::other(Outer(system()))), exit, "{error} within another");
         }
     }
 }

@@ -113,6 +113,7 @@ struct Failure {
 
 impl Failure {
     fn config(error: anyhow::Error) -> Self {
-        Self { error, exit: Exit::Config }
+        let exit = Exit::of_config(error.as_ref());
+        Self { error, exit }
     }
 }

@@ -114,6 +114,7 @@ impl PlaceError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Launch(_) | Self::Run(_) | Self::Unprotected => Exit::Usage,
+            Self::Tls(TlsError::File { error, .. }) => Exit::of_file(error),
             Self::Tls(_) => Exit::Config,
             Self::Health { .. } | Self::NoRoute { .. } => Exit::Again,
         }
