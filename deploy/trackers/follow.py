@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Follows a run and writes what it measures to TensorBoard, Weights & Biases or MLflow, with their own clients.
 
+    python3 deploy/trackers/follow.py runs/demo                    # to the trackers of `logging.tracking` in its job spec
     python3 deploy/trackers/follow.py runs/demo --to tensorboard
     python3 deploy/trackers/follow.py runs/demo --to wandb mlflow --project arithmetic
     pacs watch runs/demo | python3 deploy/trackers/follow.py - --to tensorboard --output elsewhere
@@ -138,7 +139,10 @@ TRACKERS = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
 
 def numbers(event: dict) -> dict[str, float]:
     """The finite metrics of an event, those of evaluations under a name of their own."""
-    prefix = "evaluation/" if event["event"] == "evaluation" else ""
+    prefix = ""
+    if event["event"] == "evaluation":
+        of = event["fields"].get("set", "evaluation")
+        prefix = "evaluation/" if of == "evaluation" else f"evaluation/{of}/"
     metrics = event["fields"].get("metrics", {})
     is_fine = lambda value: isinstance(value, (int, float)) and math.isfinite(value)
     return {prefix + name: float(value) for name, value in metrics.items() if name not in NO_METRICS and is_fine(value)}
@@ -192,6 +196,9 @@ def follow(events: Iterator[dict], chosen: list[str], output: Path, project: str
             fields = event["fields"]
             if event["event"] == "run" and not trackers:
                 name, spec = fields["name"], fields["spec"] or {}
+                chosen = chosen or spec.get("logging", {}).get("tracking", [])
+                if not chosen:
+                    sys.exit("nowhere to write: pass --to, or set `logging.tracking` in the job spec")
                 for kind in chosen:
                     trackers.append(TRACKERS[kind](output=output, name=name, spec=spec, project=project))
             elif event["event"] in ("step", "evaluation"):
@@ -212,7 +219,7 @@ def follow(events: Iterator[dict], chosen: list[str], output: Path, project: str
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="the run, as `pacs watch` takes it, or - for its output on standard input")
-    parser.add_argument("--to", nargs="+", choices=sorted(TRACKERS), required=True, help="where to write")
+    parser.add_argument("--to", nargs="+", choices=sorted(TRACKERS), default=[], help="where to write (default: `logging.tracking` of the job spec)")
     parser.add_argument("--output", type=Path, default=Path("trackers"), help="folder of the files (default: trackers)")
     parser.add_argument("--project", default="pacs", help="project of W&B, experiment of MLflow (default: pacs)")
     parser.add_argument("--pacs", default="pacs", help="the `pacs` program (default: on PATH)")
@@ -226,14 +233,14 @@ def main() -> int:
             events = watched(arguments.pacs, arguments.run, place.read())
         written = follow(events, arguments.to, arguments.output, arguments.project, place)
     except ImportError as error:
-        print(f"{error}; install it with `pip install {' '.join(arguments.to)}`", file=sys.stderr)
+        print(f"{error}; install it with `pip install {' '.join(arguments.to or TRACKERS)}`", file=sys.stderr)
         return 2
     except FileNotFoundError as error:
         print(f"{error}; --pacs names the program", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 0
-    print(f"{written} steps and evaluations written to {', '.join(arguments.to)}")
+    print(f"{written} steps and evaluations written")
     return 0
 
 

@@ -18,19 +18,21 @@ STEPS = 20
 
 def lines() -> str:
     """The output of `pacs watch` of a short run."""
-    spec = {"name": "short", "batch": {"steps": STEPS}, "objective": {"kind": "pacs"}}
+    spec = {"logging": {"tracking": ["tensorboard"]}, "name": "short", "batch": {"steps": STEPS}, "objective": {"kind": "pacs"}}
     events = [{"number": 0, "time": None, "event": "run", "fields": {"name": "short", "live": False, "folder": None, "spec": spec}}]
     for step in range(1, STEPS + 1):
         metrics = {"step": step, "time": 1.7e9 + step, "reward_mean": step / STEPS, "loss": None}
         events.append({"number": 0, "time": 1.7e9 + step, "event": "step", "fields": {"step": step, "metrics": metrics}})
     evaluation = {"step": STEPS, "metrics": {"pass_at_1": 0.75}}
     events.append({"number": 0, "time": 1.7e9 + STEPS, "event": "evaluation", "fields": evaluation})
+    of_set = {"step": STEPS, "set": "hard", "metrics": {"pass_at_1": 0.25}}
+    events.append({"number": 0, "time": 1.7e9 + STEPS, "event": "evaluation", "fields": of_set})
     events.append({"number": 9, "time": 1.7e9 + STEPS, "event": "run_over", "fields": {"how": "finished", "reason": ""}})
     return "".join(json.dumps(event) + "\n" for event in events)
 
 
 def follow(output: str, *to: str) -> str:
-    command = [sys.executable, str(FOLLOW), "-", "--output", output, "--to", *to]
+    command = [sys.executable, str(FOLLOW), "-", "--output", output, *(["--to", *to] if to else [])]
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     environment.update(WANDB_MODE="offline", HOME=output)
     done = subprocess.run(command, input=lines(), capture_output=True, text=True, env=environment, timeout=300)
@@ -68,7 +70,8 @@ class Trackers(unittest.TestCase):
     def test_tensorboard_reads_the_event_files(self) -> None:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-        self.assertIn("21 steps and evaluations", follow(self.output, "tensorboard"))
+        # Named by `logging.tracking` of the job spec.
+        self.assertIn("22 steps and evaluations", follow(self.output))
         read = EventAccumulator(str(Path(self.output) / "tensorboard" / "short"))
         read.Reload()
         reward = read.Scalars("reward_mean")
@@ -76,6 +79,7 @@ class Trackers(unittest.TestCase):
         self.assertAlmostEqual(reward[-1].value, 1.0)
         self.assertAlmostEqual(reward[0].wall_time, 1.7e9 + 1)
         self.assertAlmostEqual(read.Scalars("evaluation/pass_at_1")[0].value, 0.75)
+        self.assertAlmostEqual(read.Scalars("evaluation/hard/pass_at_1")[0].value, 0.25)
         self.assertNotIn("loss", read.Tags()["scalars"], "what is no number is left out")
         self.assertIn("job spec", read.Tags()["tensors"])
 

@@ -373,6 +373,14 @@ impl Job<'_> {
             lines.push(("metrics", format!("http://{metrics}/metrics")));
             fields["metrics"] = json!(metrics);
         }
+        if !spec.logging.tracking.is_empty() {
+            let run_dir = self.launch.run_dir.display();
+            let trackers = spec.logging.tracking.join(", ");
+            let how =
+                format!("`python3 deploy/trackers/follow.py {run_dir}`, started next to the run, writes to {trackers}");
+            lines.push(("tracking", how));
+            fields["tracking"] = json!(spec.logging.tracking);
+        }
         console.block("start", &lines, &fields);
     }
 

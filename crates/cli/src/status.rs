@@ -37,6 +37,10 @@ pub(crate) fn status(arguments: &Status) -> Result<Exit, Failure> {
 
 fn as_text(status: &GetStatusResponse) -> String {
     let mut text = String::new();
+    for finding in &status.findings {
+        let mark = if finding.stops_run { "stopped" } else { "notice" };
+        line_of(&mut text, mark, &format!("{}; {}", finding.sentence, finding.advice));
+    }
     let left = status.remaining_seconds.map(|left| format!(", {} left", seconds(left))).unwrap_or_default();
     let lines = [
         ("job", format!("{} in {}, up for {}", status.job, status.run_dir, seconds(status.uptime_seconds))),
@@ -231,6 +235,7 @@ fn as_json(status: &GetStatusResponse) -> Value {
         "retired_problems": status.retired_problems,
         "training_problems": status.training_problems,
         "paused": status.paused,
+        "findings": status.findings.iter().map(pacs_dashboard::json::finding).collect::<Vec<_>>(),
         "actions": status.actions.iter().map(|action| {
             json!({"operator": action.operator, "time": action.time, "action": action.action})
         }).collect::<Vec<_>>(),
@@ -267,6 +272,10 @@ fn verifier_json(verifier: &VerifierStatus) -> Value {
         "cache_hits": verifier.cache_hits,
         "p50_seconds": verifier.p50_seconds,
         "p99_seconds": verifier.p99_seconds,
+        "failures_in_a_row": verifier.failures_in_a_row,
+        "recent": verifier.recent,
+        "recent_failures": verifier.recent_failures,
+        "seconds_since_verdict": verifier.seconds_since_verdict,
     })
 }
 
@@ -279,7 +288,7 @@ fn sorted<T>(map: &std::collections::HashMap<String, T>) -> Vec<(&String, &T)> {
 #[cfg(test)]
 mod tests {
     use expect_test::expect;
-    use pacs_protocol::v1::{QueueDepths, Role};
+    use pacs_protocol::v1::{Finding, QueueDepths, Role};
 
     use super::*;
 
@@ -324,6 +333,13 @@ mod tests {
                 cache_hits: 700,
                 p50_seconds: Some(0.000_25),
                 p99_seconds: Some(0.0125),
+                ..Default::default()
+            }],
+            findings: vec![Finding {
+                name: "slow_rank".into(),
+                sentence: "learner-0 holds the other learners up".into(),
+                advice: "look at its host".into(),
+                ..Default::default()
             }],
             oldest_group: Some("g96 for 2.5 s, 8 samples missing, held by rollout-0".into()),
             slots: 16,
@@ -337,6 +353,7 @@ mod tests {
     #[test]
     fn the_text_says_what_the_run_does() {
         expect![[r#"
+            notice    learner-0 holds the other learners up; look at its host
             job       demo in /runs/demo, up for 1 min 15 s
             phase     sampling for 2.5 s
             step      12 of 40, 2 min 10 s left
@@ -375,6 +392,9 @@ mod tests {
         }
         for verifier in &mut status.verifiers {
             [&mut verifier.worker, &mut verifier.verifier].into_iter().for_each(|text| text.push_str(hostile));
+        }
+        for finding in &mut status.findings {
+            [&mut finding.sentence, &mut finding.advice].into_iter().for_each(|text| text.push_str(hostile));
         }
         status.counters.insert(hostile.to_owned(), 1);
         let text = as_text(&status);

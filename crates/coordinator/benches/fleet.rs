@@ -2,17 +2,22 @@
 //! coordinator is the program `pacs`, in a process of its own; all workers are in this one, so their costs are apart.
 //!
 //! Workers join, keep alive and look for their run with the code that real ones have ([`Membership`]); what they hand in is made
-//! up. Prints one JSON line a part: joining, idling, working at a rate, and losses of many workers at once.
+//! up. Prints one JSON line a part: joining, idling, working at a rate, both again while others watch, and losses of many workers at
+//! once.
 
+#[path = "support/observers.rs"]
+mod observers;
 mod support;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use self::observers::Observers;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use pacs_protocol::v1;
@@ -58,6 +63,9 @@ struct Arguments {
     /// Workers that join at once: all of them are one process here, whose heartbeats wait for its handshakes.
     #[arg(long, default_value_t = 500)]
     at_once: usize,
+    /// Browsers on the dashboard, and as many streams of events, while workers idle and work a second time; next to them one scraper.
+    #[arg(long, default_value_t = 0)]
+    browsers: u32,
     /// How often many workers are lost at once.
     #[arg(long, default_value_t = 3)]
     losses: u32,
@@ -163,6 +171,8 @@ impl Fleet {
 struct Coordinator {
     child: Child,
     run_dir: PathBuf,
+    /// Where it serves `/metrics`.
+    metrics: SocketAddr,
 }
 
 impl Coordinator {
@@ -190,9 +200,12 @@ impl Coordinator {
         };
         command.arg("coordinator").arg(&job).args(["--listen", "127.0.0.1:0", "--run-dir"]).arg(&run_dir);
         command.arg("--tls-dir").arg(&certificates).stdin(Stdio::null()).stdout(Stdio::null());
+        // Nobody else takes a port that was free a moment ago, or else the coordinator says so.
+        let metrics = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        command.arg("--metrics-listen").arg(metrics.to_string()).args(["--dashboard-listen", "127.0.0.1:0"]);
         let said = std::fs::File::create(folder.join("coordinator.log"))?;
         let child = command.stderr(said).spawn().context("start the coordinator")?;
-        Ok(Self { child, run_dir })
+        Ok(Self { child, run_dir, metrics })
     }
 
     async fn address(&mut self) -> Result<String> {
@@ -269,8 +282,8 @@ async fn play(arguments: &Arguments) -> Result<()> {
         })
     };
     let operator = link(PeerRole::Operator)?;
-    let operator = dial(&address, PeerRole::Coordinator, &operator.security, &operator.run_id).await?;
-    let mut watch = Watch(OperatorServiceClient::new(operator).max_decoding_message_size(16 << 20));
+    let channel = dial(&address, PeerRole::Coordinator, &operator.security, &operator.run_id).await?;
+    let mut watch = Watch(OperatorServiceClient::new(channel).max_decoding_message_size(16 << 20));
     let fleet = Arc::new(Fleet {
         link: link(PeerRole::Rollout)?,
         verifier: link(PeerRole::Verifier)?,
@@ -294,8 +307,22 @@ async fn play(arguments: &Arguments) -> Result<()> {
     let beats = beats(fleet.verifier.dial(&address, PeerRole::Coordinator).await?, Arc::clone(&fleet)).await?;
     let parts = async {
         let mut workers = joining(&fleet, &coordinator, arguments).await?;
-        idling(&fleet, &coordinator, &mut watch, &beats, arguments).await?;
-        working(&fleet, &coordinator, &mut watch, &beats, sync, arguments).await?;
+        let mut streams = Vec::new();
+        for _ in 0..arguments.browsers {
+            streams.push(operator.dial(&address, PeerRole::Coordinator).await?);
+        }
+        let observe =
+            |streams| Observers::start(arguments.browsers, &coordinator.run_dir, coordinator.metrics, streams);
+        idling(&fleet, &coordinator, &mut watch, &beats, arguments, None).await?;
+        if arguments.browsers > 0 {
+            let observers = observe(streams.clone())?;
+            idling(&fleet, &coordinator, &mut watch, &beats, arguments, Some(&observers)).await?;
+        }
+        working(&fleet, &coordinator, &mut watch, &beats, &sync, arguments, None).await?;
+        if arguments.browsers > 0 {
+            let observers = observe(streams)?;
+            working(&fleet, &coordinator, &mut watch, &beats, &sync, arguments, Some(&observers)).await?;
+        }
         losing(&fleet, &mut watch, &mut workers, arguments).await
     };
     // A part may wait for what a worker that has ended would have done.
@@ -376,6 +403,7 @@ async fn idling(
     watch: &mut Watch,
     beats: &Beats,
     arguments: &Arguments,
+    observers: Option<&Observers>,
 ) -> Result<()> {
     beats.take();
     let (cpu, own, began) = (coordinator.cpu_time()?, cpu_time("self")?, Instant::now());
@@ -384,12 +412,16 @@ async fn idling(
     let status = watch.status().await?;
     println!(
         "{}",
-        json!({"bench": "fleet", "what": "idling", "seconds": seconds, "members": status.members, "lost": status.lost,
+        json!({"bench": "fleet", "what": "idling", "observed": told_by(observers)?, "seconds": seconds, "members": status.members, "lost": status.lost,
             "lapsed": fleet.lapsed.load(Ordering::Relaxed),
             "coordinator_processors": (coordinator.cpu_time()? - cpu) / seconds,
             "workers_processors": (cpu_time("self")? - own).as_secs_f64() / seconds, "heartbeat_ms": beats.take()})
     );
     Ok(())
+}
+
+fn told_by(observers: Option<&Observers>) -> Result<Value> {
+    observers.map_or(Ok(Value::Null), Observers::told)
 }
 
 /// All workers at the rate that was asked for.
@@ -398,8 +430,9 @@ async fn working(
     coordinator: &Coordinator,
     watch: &mut Watch,
     beats: &Beats,
-    sync: Value,
+    sync: &Value,
     arguments: &Arguments,
+    observers: Option<&Observers>,
 ) -> Result<()> {
     fleet.is_working.store(true, Ordering::Relaxed);
     // Workers begin at any time of their first group.
@@ -417,7 +450,7 @@ async fn working(
     let status = watch.status().await?;
     println!(
         "{}",
-        json!({"bench": "fleet", "what": "working", "seconds": seconds, "asked_samples_per_second": arguments.rate,
+        json!({"bench": "fleet", "what": "working", "observed": told_by(observers)?, "seconds": seconds, "asked_samples_per_second": arguments.rate,
             "samples_per_second": samples as f64 / seconds,
             "steps": fleet.steps.load(Ordering::Relaxed) - steps, "members": status.members, "lost": status.lost,
             "lapsed": fleet.lapsed.load(Ordering::Relaxed), "dropped_samples": fleet.dropped.load(Ordering::Relaxed), "lease_ms": quantiles(&mut take(&fleet.leases)), "target_p99_ms": 20,

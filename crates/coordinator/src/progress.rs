@@ -55,6 +55,13 @@ pub enum Progress {
         /// Name of its slot.
         name: String,
     },
+    /// An operator has changed the run.
+    Operated {
+        /// Identity of the operator; "this process" for signals.
+        who: String,
+        /// What was done, for people.
+        what: String,
+    },
     /// The search for a group that makes training fail has narrowed its suspects, so the
     /// lost generation was not in vain.
     Narrowed {

@@ -11,13 +11,14 @@ const $ = (id) => document.getElementById(id);
 
 function events() {
   const list = el("ol", { class: "events" });
-  const only = el("select", { id: "kind" }, [["", "all"], ["trouble", "waiting, notes, lost workers"], ["evaluation", "evaluations"], ["saved", "checkpoints"]].map(([value, name]) => el("option", { value }, name)));
+  const only = el("select", { id: "kind" }, [["", "all"], ["trouble", "waiting, notes, lost workers"], ["operator", "operator actions"], ["evaluation", "evaluations"], ["saved", "checkpoints"]].map(([value, name]) => el("option", { value }, name)));
   const node = el("div", {}, el("form", { class: "filter", onsubmit: (event) => event.preventDefault() }, el("label", { for: "kind" }, "Show", only)), list);
   let context = null;
   only.addEventListener("change", () => context && view.update(context));
   const words = {
     step: ({ step, total_steps, metrics: m }) => `step ${step} of ${total_steps}: reward ${number(m.reward_mean)}, pass rate ${percent(m.pass_rate)}, ${seconds(m.total_seconds)}`,
-    evaluation: ({ step, metrics }) => `evaluation after ${step} steps: pass@1 ${percent(metrics.pass_at_1)}`,
+    evaluation: ({ step, set, metrics }) => `evaluation${set && set !== "evaluation" ? ` of ${set}` : ""} after ${step} steps: pass@1 ${percent(metrics.pass_at_1)}`,
+    operator: ({ operator, action }) => `${operator} ${action}`,
     saved: (fields) => `checkpoint of step ${fields.step} saved in ${seconds(fields.seconds)}`,
     worker_gone: (fields) => (fields.drained ? `worker ${fields.name} was drained` : `worker ${fields.name} is gone: ${fields.reason}`),
     learners_ready: (fields) => `learners are ready at step ${fields.step}: ${fields.learners.join(", ")}`,
@@ -28,7 +29,7 @@ function events() {
   };
   const isWanted = (event) => {
     const kind = only.value;
-    if (kind === "trouble") return !["step", "evaluation", "saved", "learners_ready"].includes(event.event);
+    if (kind === "trouble") return !["step", "evaluation", "saved", "learners_ready", "operator"].includes(event.event);
     return !kind || event.event === kind;
   };
   const view = {
@@ -100,11 +101,26 @@ function head() {
   if (!status) {
     replace($("progress"), el("span", { class: "soft" }, "the run is over; this is what its folder holds"));
     say($("waiting"), "");
+    findings([]);
     return;
   }
   const left = status.remaining_seconds === null ? "" : `, ${seconds(status.remaining_seconds)} left`;
   say($("progress"), `step ${status.step} of ${status.total_steps}${left} · ${status.paused ? "paused · " : ""}${status.phase} for ${seconds(status.phase_seconds)} · weights v${status.weight_version}`);
   say($("waiting"), status.waiting_for);
+  findings(status.findings);
+}
+
+/** What goes wrong: said in full above every view, with a link to the one that shows more. */
+function findings(found) {
+  const node = $("findings");
+  node.hidden = found.length === 0;
+  // A list that is read is only drawn again when it changes.
+  const now = JSON.stringify(found);
+  if (node.dataset.shown === now) return;
+  node.dataset.shown = now;
+  replace(node, found.map((one) => el("li", { class: one.stops_run ? "stops" : null },
+    el("b", {}, one.stops_run ? "▲ stops the run" : "▲ notice"), `${one.sentence}. `, el("span", { class: "soft" }, `${one.advice}. `),
+    VIEWS.some(([id]) => id === one.view) && el("a", { href: `#${one.view}` }, `See ${one.view}`))));
 }
 
 function chooser() {

@@ -5,6 +5,8 @@ import { chart } from "./chart.js";
 
 /** Points per curve: about one for each two pixels of a wide chart. */
 const POINTS = 300;
+/** Evaluation sets that are drawn. */
+const MOST_SETS = 6;
 const SHARE = [0, 1];
 const GROUPS = [
   {
@@ -83,11 +85,14 @@ export function curves() {
   const node = el("div", {}, tiles, empty, sections.map((section) => section.node), missing, note);
 
   async function seriesOf(index, status) {
-    const [train, evaluation] = await Promise.all(
-      ["train", "evaluation"].map((set) => get(`${index}/metrics`, { set, names: namesOf(set), points: POINTS })),
-    );
+    const ask = (set, problems) => get(`${index}/metrics`, { set, problems, names: namesOf(set), points: POINTS });
+    const [train, first] = await Promise.all([ask("train"), ask("evaluation")]);
+    // The first answer is that of the unnamed set, or of the first by name.
+    const names = first.sets.includes("evaluation") ? ["evaluation", ...first.sets.filter((set) => set !== "evaluation")] : first.sets;
+    const others = await Promise.all(names.slice(1, MOST_SETS).map((set) => ask("evaluation", set)));
     const byName = (answer) => new Map(answer.series.map((series) => [series.name, series]));
-    return { train: byName(train), evaluation: byName(evaluation), width: train.steps_per_point, status };
+    const evaluations = [first, ...others].map((answer, place) => ({ set: names[place], series: byName(answer) }));
+    return { train: byName(train), evaluations, width: train.steps_per_point, status };
   }
 
   return {
@@ -107,15 +112,15 @@ export function curves() {
           const wanted = Object.entries(spec.metrics);
           const series = loaded.flatMap((run, order) =>
             wanted.flatMap(([name, label], place) => {
-              const found = run[spec.set ?? "train"].get(name);
-              if (!found) return [];
               const several = loaded.length > 1;
-              return [{
-                ...found,
-                name: several ? `${runs[run.index].name}${wanted.length > 1 ? `, ${label}` : ""}` : label,
-                colour: several && !spec.stacked ? order : place,
-                dash: several ? place : place,
-              }];
+              const sets = spec.set === "evaluation" ? run.evaluations : [{ set: null, series: run.train }];
+              return sets.flatMap(({ set, series: known }, number) => {
+                const found = known.get(name);
+                if (!found) return [];
+                const words = [several && runs[run.index].name, sets.length > 1 && set, (wanted.length > 1 || (!several && sets.length < 2)) && label];
+                const colour = several && !spec.stacked ? order : sets.length > 1 ? number : place;
+                return [{ ...found, name: words.filter(Boolean).join(", "), colour, dash: place }];
+              });
             }));
           // Areas of several runs cannot lie on top of each other: the current run's are drawn.
           const drawn = spec.stacked ? wanted.flatMap(([name, label], place) => {

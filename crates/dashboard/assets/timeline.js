@@ -104,14 +104,17 @@ export function timeline() {
     el("h2", {}, "Workers"),
     el("form", { class: "filter", onsubmit: (event) => event.preventDefault() }, el("label", { for: "span" }, "Time", span)),
     key, lanes, phaseKey, laneNote,
-    el("div", { class: "charts" }, queues.node));
+    el("div", { class: "charts wide" }, queues.node));
   const node = el("div", {}, patterns(), live, el("section", {}, el("h2", {}, "Steps"), stepKey, steps, stepNote));
   let context = null;
   span.addEventListener("change", () => context && view.update(context));
 
   async function showLanes(current) {
     const data = await get(`${current}/lanes`, { seconds: span.value });
-    const { from, to } = data;
+    const { to } = data;
+    // A young run is drawn from its beginning.
+    const begins = [...data.phases, ...data.workers.flatMap((worker) => worker.segments)].map(([begin]) => begin);
+    const from = Math.max(data.from, begins.length ? Math.min(...begins) : data.from);
     const phases = phaseLane(data.phases, from, to);
     const rows = [el("span", { class: "name" }, "run"), phases.picture, el("span", { class: "share" })];
     const left = [];

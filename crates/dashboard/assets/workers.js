@@ -1,6 +1,6 @@
 // The members of the run, its verifiers, and what was counted and decided.
 
-import { el, replace, number, seconds, clock } from "./dom.js";
+import { el, replace, number, seconds, short, clock } from "./dom.js";
 
 function table(label, heads, rows) {
   if (!rows.length) return null;
@@ -37,11 +37,12 @@ export function workers() {
           worker.silent_seconds > 5 ? `silent ${seconds(worker.silent_seconds)}` : `${seconds(worker.silent_seconds)} ago`,
           worker.host,
         ]));
-      const verifiers = table("Verifiers", [["worker"], ["verifier"], ["right", "num"], ["wrong", "num"], ["unreadable", "num"], ["failed", "num"], ["timed out", "num"], ["median", "num"], ["p99", "num"], ["cached", "num"]],
+      const verifiers = table("Verifiers", [["worker"], ["verifier"], ["right", "num"], ["wrong", "num"], ["unreadable", "num"], ["failed", "num"], ["timed out", "num"], ["last verdict", "num"], ["median", "num"], ["p99", "num"], ["cached", "num"]],
         status.verifiers.map((one) => [
           one.worker, one.verifier,
           ...["correct", "wrong", "unparsable", "failed", "timed_out"].map((outcome) => number(one.outcomes[outcome] ?? 0)),
-          seconds(one.p50_seconds), seconds(one.p99_seconds), number(one.cache_hits),
+          one.seconds_since_verdict === null ? "none" : `${seconds(one.seconds_since_verdict)} ago`,
+          short(one.p50_seconds), short(one.p99_seconds), number(one.cache_hits),
         ]));
       const counted = Object.entries(status.counters).filter(([, count]) => count > 0).sort();
       const counters = counted.length

@@ -38,6 +38,8 @@ impl From<SourceError> for Refusal {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Query {
     set: String,
+    /// Of evaluations: the name of the set of problems.
+    problems: String,
     names: String,
     points: u32,
     first: Option<u64>,
@@ -111,6 +113,7 @@ pub(crate) async fn answer(served: &Served, call: &str, query: Query) -> Result<
                 first_step: query.first,
                 last_step: query.last,
                 most_points: query.points,
+                set: query.problems,
             };
             json::metrics(&source.metrics(request).await?)
         }

@@ -43,6 +43,7 @@ pub fn metrics(response: &v1::GetMetricsResponse) -> Value {
     json!({
         "steps_per_point": response.steps_per_point,
         "left_out": response.left_out,
+        "sets": response.sets,
         "series": series.collect::<Vec<_>>(),
     })
 }
@@ -59,7 +60,9 @@ pub fn event(event: &v1::WatchResponse) -> Value {
                    "remaining_seconds": number(step.remaining_seconds)}),
         ),
         Some(Event::Evaluation(evaluation)) => {
-            ("evaluation", json!({"step": evaluation.step, "metrics": sorted(&evaluation.metrics)}))
+            let fields =
+                json!({"step": evaluation.step, "set": evaluation.set, "metrics": sorted(&evaluation.metrics)});
+            ("evaluation", fields)
         }
         Some(Event::Saved(saved)) => {
             ("saved", json!({"step": saved.step, "path": saved.path, "seconds": number(saved.seconds)}))
@@ -72,6 +75,7 @@ pub fn event(event: &v1::WatchResponse) -> Value {
         }
         Some(Event::Waiting(sentence)) => ("waiting", json!({"sentence": sentence})),
         Some(Event::Note(note)) => ("note", json!({"text": note})),
+        Some(Event::Operator(done)) => ("operator", action(done)),
         Some(Event::RunOver(over)) => ("run_over", json!({"how": over.how, "reason": over.reason})),
         None => ("unknown", json!({})),
     };
@@ -86,6 +90,7 @@ fn situation(situation: &v1::Situation) -> Value {
         "weight_version": situation.weight_version,
         "generation": situation.generation,
         "paused": situation.paused,
+        "queues": queues(&situation.queues.unwrap_or_default()),
         "groups_in_flight": situation.groups_in_flight,
         "workers": situation.workers,
     })
@@ -115,6 +120,22 @@ pub fn queues(queues: &v1::QueueDepths) -> Value {
     })
 }
 
+/// Something that goes wrong with a run.
+#[must_use]
+pub fn finding(finding: &v1::Finding) -> Value {
+    json!({
+        "name": finding.name,
+        "stops_run": finding.stops_run,
+        "sentence": finding.sentence,
+        "advice": finding.advice,
+        "view": finding.view,
+    })
+}
+
+fn action(action: &v1::OperatorAction) -> Value {
+    json!({"operator": action.operator, "time": action.time, "action": action.action})
+}
+
 /// The status of a run.
 #[must_use]
 pub fn status(status: &v1::GetStatusResponse) -> Value {
@@ -140,9 +161,12 @@ pub fn status(status: &v1::GetStatusResponse) -> Value {
             "cache_hits": verifier.cache_hits,
             "p50_seconds": verifier.p50_seconds.map(number),
             "p99_seconds": verifier.p99_seconds.map(number),
+            "failures_in_a_row": verifier.failures_in_a_row,
+            "recent": verifier.recent,
+            "recent_failures": verifier.recent_failures,
+            "seconds_since_verdict": verifier.seconds_since_verdict.map(number),
         })
     };
-    let action = |action: &v1::OperatorAction| json!({"operator": action.operator, "time": action.time, "action": action.action});
     let quarantined = |group: &v1::SetAsideGroup| json!({"group": group.group_id, "question": group.question, "reason": group.reason});
     json!({
         "job": status.job,
@@ -155,6 +179,7 @@ pub fn status(status: &v1::GetStatusResponse) -> Value {
         "weight_version": status.weight_version,
         "generation": status.generation,
         "waiting_for": status.waiting_for,
+        "findings": status.findings.iter().map(finding).collect::<Vec<_>>(),
         "oldest_group": status.oldest_group,
         "uptime_seconds": number(status.uptime_seconds),
         "remaining_seconds": status.remaining_seconds.map(number),

@@ -77,6 +77,8 @@ pub(crate) struct StepMetrics {
     pub(crate) log_ratios: Vec<f64>,
     pub(crate) seconds: BTreeMap<&'static str, f64>,
     pub(crate) traffic: Traffic,
+    /// Time that each rank computed, by rank: its own time without that in which it waited for the others.
+    pub(crate) rank_seconds: Vec<f64>,
 }
 
 impl StepMetrics {
@@ -141,11 +143,26 @@ impl StepMetrics {
         put("seconds_communication", self.traffic.busy.as_secs_f64());
         put("seconds_communication_wait", self.traffic.waited.as_secs_f64());
         put("communication_hidden_share", self.traffic.hidden_share());
+        if let Some((rank, slowest, others)) = slowest(&self.rank_seconds) {
+            put("slowest_rank", rank as f64);
+            put("slowest_rank_seconds", slowest);
+            put("other_ranks_seconds", others);
+        }
         for (phase, seconds) in &self.seconds {
             put(&format!("seconds_{phase}"), *seconds);
         }
         named
     }
+}
+
+/// The rank that computed longest, its time, and the mean of the others; `None` for one rank.
+fn slowest(seconds: &[f64]) -> Option<(usize, f64, f64)> {
+    if seconds.len() < 2 {
+        return None;
+    }
+    let (rank, slowest) = seconds.iter().copied().enumerate().max_by(|a, b| a.1.total_cmp(&b.1))?;
+    let others = seconds.iter().sum::<f64>() - slowest;
+    Some((rank, slowest, others / (seconds.len() - 1) as f64))
 }
 
 fn mean(values: &[f64]) -> f64 {
@@ -154,4 +171,16 @@ fn mean(values: &[f64]) -> f64 {
 
 fn mean_abs(values: &[f64]) -> f64 {
     values.iter().map(|value| value.abs()).sum::<f64>() / values.len() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slowest_rank_is_named_with_the_mean_of_the_others() {
+        assert_eq!(slowest(&[1.0, 4.0, 2.0]), Some((1, 4.0, 1.5)));
+        assert_eq!(slowest(&[3.0]), None);
+        assert_eq!(slowest(&[]), None);
+    }
 }

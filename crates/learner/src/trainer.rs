@@ -237,6 +237,7 @@ impl Trainer {
         wire: &mut Wire<'_>,
         metrics: &mut StepMetrics,
     ) -> Result<(), TrainError> {
+        let began = Instant::now();
         let mut objective = StepObjective::new(self.settings.objective, batch)?;
         let needs = objective.needs();
         let reset = self.reset_reference(batch.step);
@@ -264,7 +265,8 @@ impl Trainer {
             };
             self.update(&update, wire, metrics)?;
         }
-        exchange_metrics(metrics, wire)
+        let computed = began.elapsed().saturating_sub(wire.waited());
+        exchange_metrics(metrics, computed, wire)
     }
 
     /// Copies the current policy into the reference if a reset is due before step `step`. Returns whether it was due.
@@ -634,9 +636,10 @@ fn compare_pass(batch: &TrainBatch, tensors: &PassTensors, scores: &TokenScores,
     }
 }
 
-fn exchange_metrics(metrics: &mut StepMetrics, wire: &mut Wire<'_>) -> Result<(), TrainError> {
+/// Adds up the metrics of the ranks. `computed` is the time of this rank without waiting for others.
+fn exchange_metrics(metrics: &mut StepMetrics, computed: Duration, wire: &mut Wire<'_>) -> Result<(), TrainError> {
     let mut mine = metrics.sums.to_vec();
-    mine.push(metrics.mismatch_max);
+    mine.extend([computed.as_secs_f64(), metrics.mismatch_max]);
     let ours = mine.len();
     mine.extend(metrics.objective.to_vec());
     metrics.sums = crate::metrics::Sums::default();
@@ -644,8 +647,9 @@ fn exchange_metrics(metrics: &mut StepMetrics, wire: &mut Wire<'_>) -> Result<()
     for rank in wire.gather(mine)? {
         let (sums, objective) = rank.split_at(ours.min(rank.len()));
         metrics.objective.merge(&ObjectiveMetrics::from_slice(objective));
-        let Some((maximum, sums)) = sums.split_last() else { continue };
+        let [sums @ .., computed, maximum] = sums else { continue };
         metrics.sums.add(sums);
+        metrics.rank_seconds.push(*computed);
         metrics.mismatch_max = metrics.mismatch_max.max(*maximum);
     }
     Ok(())

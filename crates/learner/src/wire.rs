@@ -180,6 +180,11 @@ impl<'scope> Wire<'scope> {
         self.wait(pending)
     }
 
+    /// Time that computation has waited for exchanges so far.
+    pub(crate) fn waited(&self) -> Duration {
+        self.waited
+    }
+
     /// Ends the thread once every request is complete, or overdue.
     pub(crate) fn close(mut self) -> Traffic {
         self.requests = None;

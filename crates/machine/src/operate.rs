@@ -38,6 +38,12 @@ impl Machine {
         self.actions.push_back(Action { who, at, what });
     }
 
+    /// The last command that was carried out; `None` before the first.
+    #[must_use]
+    pub fn newest_action(&self) -> Option<&Action> {
+        self.actions.back()
+    }
+
     /// Carries out a command. Returns what was done, or why the run refuses it.
     fn command(&mut self, command: Command) -> Result<String, String> {
         // Stopping an ended run succeeds, because the caller has what it wants.

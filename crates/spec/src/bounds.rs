@@ -43,6 +43,7 @@ pub(crate) fn check(spec: &JobSpec) -> Vec<Broken> {
     check.verifiers(spec);
     check.evaluation(spec);
     check.services(spec);
+    check.tracking(&spec.logging);
     check.found
 }
 
@@ -75,6 +76,15 @@ impl Check {
         self.text("model.path", &path, !path.is_empty(), "expected the path of a folder, or a name of the hub");
         if let Some(Err(message)) = HubRepo::of_model(&spec.model.path) {
             self.text("model.path", &path, false, &message);
+        }
+    }
+
+    fn tracking(&mut self, logging: &LoggingSpec) {
+        for (at, name) in logging.tracking.iter().enumerate() {
+            let is_new = !logging.tracking[..at].contains(name);
+            let holds = is_new && LoggingSpec::TRACKERS.contains(&name.as_str());
+            let message = format!("expected each of {:?} at most once", LoggingSpec::TRACKERS);
+            self.text("logging.tracking", name, holds, &message);
         }
     }
 

@@ -508,11 +508,19 @@ impl Default for CheckpointSpec {
 pub struct LoggingSpec {
     /// Write all samples with their verdicts to `samples/` in the run folder (Parquet). Default true.
     pub samples: bool,
+    /// Trackers that `deploy/trackers/follow.py` writes to unless it is told others: `"tensorboard"`, `"wandb"`, `"mlflow"`. It is a
+    /// process next to the run; neither coordinator nor workers contact a tracker. Default none.
+    pub tracking: Vec<String>,
+}
+
+impl LoggingSpec {
+    /// Names that `tracking` may hold.
+    pub const TRACKERS: [&str; 3] = ["tensorboard", "wandb", "mlflow"];
 }
 
 impl Default for LoggingSpec {
     fn default() -> Self {
-        Self { samples: true }
+        Self { samples: true, tracking: Vec::new() }
     }
 }
 

@@ -100,20 +100,30 @@ fn first(run: &Looked) -> Value {
 /// what it has.
 struct Seen {
     step: u64,
-    evaluation: Option<u64>,
+    /// The evaluations up to here are not wanted; `None` wants all.
+    after: Option<u64>,
+    /// The newest evaluation by its set. The job spec bounds the number of sets.
+    evaluations: BTreeMap<String, u64>,
 }
 
 impl Seen {
     fn after(step: u64) -> Self {
-        Self { step, evaluation: step.checked_sub(1) }
+        Self { step, after: step.checked_sub(1), evaluations: BTreeMap::new() }
     }
 
     fn is_new(&mut self, event: &Value, step: u64) -> bool {
         match event["event"].as_str() {
             Some("step") if step > self.step => self.step = step,
-            Some("evaluation") if self.evaluation.is_none_or(|last| step > last) => self.evaluation = Some(step),
+            Some("evaluation") => {
+                let set = event["fields"]["set"].as_str().unwrap_or_default();
+                let last = self.evaluations.get(set).copied().or(self.after);
+                if last.is_some_and(|last| step <= last) {
+                    return false;
+                }
+                self.evaluations.insert(set.to_owned(), step);
+            }
             // Events of before that the past has covered.
-            Some("step" | "evaluation") => return false,
+            Some("step") => return false,
             _ => {}
         }
         true
@@ -123,19 +133,22 @@ impl Seen {
 /// The steps and evaluations so far, in the order in which they ended.
 async fn past(run: &mut Looked, after: u64) -> Result<Vec<(u64, Value)>, Failure> {
     let mut events = Vec::new();
-    for (purpose, kind) in [(v1::Purpose::Train, "step"), (v1::Purpose::Evaluate, "evaluation")] {
+    let sets = sets(run).await?;
+    let evaluations = sets.iter().map(|set| (v1::Purpose::Evaluate, set.as_str()));
+    for (purpose, set) in std::iter::once((v1::Purpose::Train, "")).chain(evaluations) {
         let mut first = if purpose == v1::Purpose::Train || after > 0 { after + 1 } else { 0 };
-        let newest = newest(run, purpose).await?;
+        let newest = newest(run, purpose, set).await?;
         while newest.is_some_and(|newest| first <= newest) {
             let request = v1::GetMetricsRequest {
                 purpose: purpose.into(),
                 first_step: Some(first),
                 last_step: Some(first + PAGE - 1),
                 most_points: 2000,
+                set: set.to_owned(),
                 ..Default::default()
             };
             let response = run.metrics(request).await.map_err(|failure| failure.doing("read the metrics"))?;
-            events.extend(by_step(&response, kind));
+            events.extend(by_step(&response, (purpose == v1::Purpose::Evaluate).then_some(set)));
             first += PAGE;
         }
     }
@@ -144,19 +157,29 @@ async fn past(run: &mut Looked, after: u64) -> Result<Vec<(u64, Value)>, Failure
     Ok(events)
 }
 
-async fn newest(run: &mut Looked, purpose: v1::Purpose) -> Result<Option<u64>, Failure> {
+/// Names of the sets that were evaluated.
+async fn sets(run: &mut Looked) -> Result<Vec<String>, Failure> {
+    let purpose = v1::Purpose::Evaluate.into();
+    let request =
+        v1::GetMetricsRequest { purpose, names: vec!["time".to_owned()], most_points: 1, ..Default::default() };
+    let response = run.metrics(request).await.map_err(|failure| failure.doing("read the metrics"))?;
+    Ok(response.sets)
+}
+
+async fn newest(run: &mut Looked, purpose: v1::Purpose, set: &str) -> Result<Option<u64>, Failure> {
     let request = v1::GetMetricsRequest {
         purpose: purpose.into(),
         names: vec!["time".to_owned()],
         most_points: 1,
+        set: set.to_owned(),
         ..Default::default()
     };
     let response = run.metrics(request).await.map_err(|failure| failure.doing("read the metrics"))?;
     Ok(response.series.first().and_then(|series| series.steps.last().copied()))
 }
 
-/// Series by metric as events by step.
-fn by_step(response: &v1::GetMetricsResponse, kind: &str) -> Vec<(u64, Value)> {
+/// Series by metric as events by step: evaluations of `set`, or training steps.
+fn by_step(response: &v1::GetMetricsResponse, set: Option<&str>) -> Vec<(u64, Value)> {
     let mut steps: BTreeMap<u64, BTreeMap<&str, f64>> = BTreeMap::new();
     for series in &response.series {
         for (step, value) in series.steps.iter().zip(&series.means) {
@@ -167,7 +190,11 @@ fn by_step(response: &v1::GetMetricsResponse, kind: &str) -> Vec<(u64, Value)> {
         let time = metrics.get("time").copied().map(json::number);
         let metrics: serde_json::Map<String, Value> =
             metrics.into_iter().map(|(name, value)| (name.to_owned(), json::number(value))).collect();
-        (step, value!({"number": 0, "time": time, "event": kind, "fields": {"step": step, "metrics": metrics}}))
+        let (kind, fields) = match set {
+            None => ("step", value!({"step": step, "metrics": metrics})),
+            Some(set) => ("evaluation", value!({"step": step, "set": set, "metrics": metrics})),
+        };
+        (step, value!({"number": 0, "time": time, "event": kind, "fields": fields}))
     };
     steps.into_iter().map(event).collect()
 }
@@ -185,7 +212,7 @@ mod tests {
             ..Default::default()
         };
         let series = vec![series("reward_mean", &[1, 2], &[0.5, 0.75]), series("time", &[1, 2], &[10.0, 20.5])];
-        let events = by_step(&v1::GetMetricsResponse { series, ..Default::default() }, "step");
+        let events = by_step(&v1::GetMetricsResponse { series, ..Default::default() }, None);
         assert_eq!(events.len(), 2);
         let expected = value!({"number": 0, "time": 20.5, "event": "step",
                                "fields": {"step": 2, "metrics": {"reward_mean": 0.75, "time": 20.5}}});
@@ -199,6 +226,8 @@ mod tests {
         assert!(!seen.is_new(&event("step"), 3) && seen.is_new(&event("step"), 4) && !seen.is_new(&event("step"), 4));
         assert!(!seen.is_new(&event("evaluation"), 2) && seen.is_new(&event("evaluation"), 3));
         assert!(seen.is_new(&event("note"), u64::MAX));
+        let of_set = |set: &str| value!({"event": "evaluation", "fields": {"set": set}});
+        assert!(seen.is_new(&of_set("hard"), 3) && seen.is_new(&of_set("easy"), 3) && !seen.is_new(&of_set("hard"), 3));
         assert!(Seen::after(0).is_new(&event("evaluation"), 0), "an evaluation may come before the first step");
     }
 }

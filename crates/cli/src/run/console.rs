@@ -90,6 +90,9 @@ impl Console {
             }
             Progress::WorkerLost { name, why } => format!("worker {name} is gone: {why}; its work is issued again"),
             Progress::Drained { name } => format!("worker {name} is drained and leaves"),
+            // The supervisor has said so itself.
+            Progress::Operated { who, .. } if who == "this process" => return Vec::new(),
+            Progress::Operated { who, what } => format!("operator {who} {what}"),
             Progress::Narrowed { text } | Progress::Note { text } => return text.lines().map(str::to_owned).collect(),
         };
         vec![text]
@@ -171,6 +174,7 @@ fn progress_json(progress: &Progress) -> Value {
         }
         Progress::WorkerLost { name, why } => json!({"event": "worker_lost", "worker": name, "text": why}),
         Progress::Drained { name } => json!({"event": "worker_drained", "worker": name}),
+        Progress::Operated { who, what } => json!({"event": "operator", "operator": who, "text": what}),
         Progress::Narrowed { text } | Progress::Note { text } => json!({"event": "note", "text": text}),
     }
 }

@@ -105,6 +105,7 @@ impl Driver {
                     tracing::warn!(worker = name, %role, "worker lost: it {why}");
                     // A call of the lost worker that still waits is refused at once.
                     self.wake_own(worker);
+                    self.recent.lost(unix_time(), &name, &why);
                     self.tell_progress(Progress::WorkerLost { name, why });
                 }
             }
@@ -214,6 +215,7 @@ impl Driver {
         if self.journal.snapshot_age() >= SNAPSHOT_PERIOD {
             self.keep_snapshot();
         }
+        self.recent.step(&summary);
         self.newest_step = Some(summary.clone());
         self.tell_progress(Progress::Step(Box::new(summary)));
     }

@@ -26,6 +26,9 @@ pub(crate) fn bounded(mut status: v1::GetStatusResponse) -> v1::GetStatusRespons
         shorten(&mut action.operator, SHOWN);
         shorten(&mut action.action, SENTENCE);
     }
+    for finding in &mut status.findings {
+        shorten(&mut finding.sentence, SENTENCE);
+    }
     for group in &mut status.set_aside {
         shorten(&mut group.reason, SENTENCE);
     }

@@ -8,6 +8,7 @@ mod content;
 mod disk;
 mod distribution;
 mod door;
+mod findings;
 mod fit;
 mod measure;
 mod pieces;
@@ -44,6 +45,8 @@ pub(crate) use self::bounded::bounded;
 pub(crate) use self::clock::{PhaseClock, SaveClock};
 pub(crate) use self::disk::follow;
 pub(crate) use self::door::{Door, known_versions};
+pub(crate) use self::findings::RULES;
+use self::findings::Recent;
 use self::measure::MeasuringTold;
 pub(crate) use self::pieces::{Pieces, Received};
 pub(crate) use self::poison::Poisoned;
@@ -231,6 +234,8 @@ pub(crate) struct Driver {
     pub(crate) saves: SaveClock,
     pub(crate) recent_steps: VecDeque<f64>,
     pub(crate) newest_step: Option<StepSummary>,
+    /// What the findings of the status are made from.
+    pub(crate) recent: Recent,
     /// What watchers were told about the evaluation in progress.
     pub(crate) told_measuring: Option<MeasuringTold>,
     /// The newest result of each evaluation set.
@@ -303,6 +308,7 @@ impl Driver {
             saves: SaveClock::default(),
             recent_steps: VecDeque::with_capacity(RECENT_STEPS),
             newest_step: None,
+            recent: Recent::default(),
             told_measuring: None,
             measured: BTreeMap::new(),
             told_waiting: None,
@@ -393,6 +399,9 @@ impl Driver {
             self.apply_log_level();
         }
         self.journal.audit(Audit { at, who: who.to_owned(), what });
+        if let Some(action) = self.machine.newest_action() {
+            self.tell_progress(Progress::Operated { who: action.who.clone(), what: action.what.clone() });
+        }
         Ok(())
     }
 

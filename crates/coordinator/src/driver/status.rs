@@ -3,6 +3,7 @@ use pacs_protocol::v1;
 use pacs_types::GroupId;
 
 use super::Driver;
+use super::findings::findings;
 use super::summary::unix_time;
 
 impl Driver {
@@ -11,7 +12,8 @@ impl Driver {
         let queues = status.queues;
         let metrics = self.newest_step.as_ref().map(|step| step.numbers()).unwrap_or_default();
         let retired = self.machine.retired_problems();
-        v1::GetStatusResponse {
+        let (disk, stalled) = (self.waits_for_disk(), status.stalled);
+        let mut response = v1::GetStatusResponse {
             job: self.spec.name.clone(),
             run_dir: self.run_dir.display().to_string(),
             clock: unix_time(),
@@ -31,7 +33,7 @@ impl Driver {
                 groups_complete: narrow(queues.groups_complete),
                 groups_wanted: narrow(queues.groups_wanted),
             }),
-            waiting_for: self.waits_for_disk().unwrap_or(status.waiting_for),
+            waiting_for: disk.clone().unwrap_or(status.waiting_for),
             metrics: metrics
                 .into_iter()
                 .filter_map(|(name, value)| Some((name, value.as_f64()?)))
@@ -49,8 +51,11 @@ impl Driver {
             retired_problems: retired.map(narrow),
             training_problems: narrow(self.problems.train.len()),
             set_aside: status.set_aside.into_iter().map(|(group, reason)| self.set_aside(group, reason)).collect(),
+            findings: Vec::new(),
             left_out: Default::default(),
-        }
+        };
+        response.findings = findings(&response, &self.recent, disk.as_deref(), stalled);
+        response
     }
 }
 

@@ -1,6 +1,7 @@
 //! Statistics of verifications: outcomes, cache hits and latency.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use pacs_protocol::v1;
 use pacs_types::Outcome;
@@ -8,6 +9,8 @@ use pacs_types::Outcome;
 /// Pairs of worker and verifier with their own entry. Workers that appear under ever new names share one.
 const MOST_PAIRS: usize = 256;
 const OTHERS: &str = "others";
+/// Verifications whose outcome is remembered one by one: the bits of a word.
+const RECENT: u32 = u64::BITS;
 
 /// The result of one verifier for one sample.
 #[derive(Clone, Debug)]
@@ -62,6 +65,10 @@ impl Verifications {
             cache_hits: counts.cache_hits,
             p50_seconds: counts.times.quantile(0.5),
             p99_seconds: counts.times.quantile(0.99),
+            failures_in_a_row: counts.failures_in_a_row,
+            recent: u32::try_from(counts.total()).unwrap_or(u32::MAX).min(RECENT),
+            recent_failures: counts.recent_failures.count_ones(),
+            seconds_since_verdict: counts.last_verdict.map(|at| at.elapsed().as_secs_f64()),
         };
         self.by_worker.iter().map(status).collect()
     }
@@ -77,14 +84,24 @@ struct Counts {
     cache_hits: u64,
     reward_sum: f64,
     times: Histogram,
+    /// Verifications without a verdict since the last verdict.
+    failures_in_a_row: u64,
+    /// One bit for each of the last `RECENT` verifications, the newest at the low end: 1 if it gave no verdict.
+    recent_failures: u64,
+    last_verdict: Option<Instant>,
 }
 
 impl Counts {
     fn note(&mut self, verification: &Verification) {
         self.outcomes[position(verification.outcome)] += 1;
         self.cache_hits += u64::from(verification.cached);
-        if verification.outcome.is_conclusive() {
+        let is_conclusive = verification.outcome.is_conclusive();
+        self.recent_failures = self.recent_failures << 1 | u64::from(!is_conclusive);
+        if is_conclusive {
             self.reward_sum += verification.reward;
+            (self.failures_in_a_row, self.last_verdict) = (0, Some(Instant::now()));
+        } else {
+            self.failures_in_a_row += 1;
         }
         if !verification.cached {
             self.times.note(verification.elapsed_us);

@@ -14,7 +14,7 @@ use pacs_protocol::v1;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Observer;
-use crate::driver::unix_time;
+use crate::driver::{RULES, unix_time};
 
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -42,7 +42,8 @@ const PHASES: [&str; 10] = [
 struct Scrape {
     status: Arc<v1::GetStatusResponse>,
     run_id: String,
-    evaluation: BTreeMap<String, f64>,
+    /// Numbers of the newest evaluation of each set.
+    evaluations: BTreeMap<String, BTreeMap<String, f64>>,
     /// Free and total bytes of the run folder's file system; `None` if it did not answer.
     disk: Option<(u64, u64)>,
     /// Seconds until the coordinator's certificate expires; `None` without TLS.
@@ -56,7 +57,7 @@ impl Observer {
         let scrape = Scrape {
             status: self.status(),
             run_id: self.0.run_id.clone(),
-            evaluation: self.0.feed.newest_evaluation(),
+            evaluations: self.0.feed.newest_evaluations(),
             disk: self.disk().await,
             certificate: self.0.security.valid_for().map(|valid| valid.as_secs_f64()),
             now: unix_time(),
@@ -113,6 +114,11 @@ impl Scrape {
         page.one("pacs_learner_generation", "Generation of the learners.", status.generation as f64);
         if let Some(remaining) = status.remaining_seconds {
             page.one("pacs_remaining_seconds", "Estimated time to the end of the job.", remaining);
+        }
+        page.gauge("pacs_finding", "1 while the coordinator sees this going wrong; `pacs status` says it in words.");
+        for rule in RULES {
+            let is_found = status.findings.iter().any(|finding| finding.name == rule);
+            page.value("pacs_finding", &[("finding", rule)], f64::from(u8::from(is_found)));
         }
         page.counter("pacs_events_total", "What was counted since the run began, by its name in `pacs status`.");
         // All counters, including zeros: Prometheus sees no increase in a counter that appears with its first event.
@@ -193,19 +199,26 @@ impl Scrape {
 
     /// The metrics that docs/METRICS.md explains, one name each.
     fn numbers(&self, page: &mut Page) {
-        let mut all: BTreeMap<String, f64> = BTreeMap::new();
-        for (prefix, numbers) in [
-            ("pacs_step", self.status.metrics.iter().collect::<BTreeMap<_, _>>()),
-            ("pacs_evaluation", self.evaluation.iter().collect()),
-        ] {
-            // These two have their own metrics.
-            let numbers = numbers.into_iter().filter(|(name, _)| !matches!(name.as_str(), "step" | "time"));
-            let named = numbers.filter_map(|(name, value)| Some((format!("{prefix}_{}", metric_name(name)?), *value)));
-            all.extend(named.take(MOST_METRICS));
+        // These two have their own metrics.
+        let wanted = |name: &str| !matches!(name, "step" | "time");
+        let of_step: BTreeMap<_, _> = self.status.metrics.iter().filter(|(name, _)| wanted(name)).collect();
+        let named = of_step.into_iter().filter_map(|(name, value)| Some((metric_name(name)?, *value)));
+        // Names that differ in odd characters alone become one.
+        let named: BTreeMap<String, f64> = named.take(MOST_METRICS).collect();
+        for (name, value) in named {
+            page.one(&format!("pacs_step_{name}"), "Of the newest step; see docs/METRICS.md.", value);
         }
-        for (name, value) in all {
-            let of = if name.starts_with("pacs_step") { "step" } else { "evaluation" };
-            page.one(&name, &format!("Of the newest {of}; see docs/METRICS.md."), value);
+        let mut by_name: BTreeMap<String, BTreeMap<&str, f64>> = BTreeMap::new();
+        for (set, numbers) in &self.evaluations {
+            for (name, value) in numbers.iter().filter(|(name, _)| wanted(name)) {
+                let Some(name) = metric_name(name) else { continue };
+                by_name.entry(name).or_default().insert(set, *value);
+            }
+        }
+        for (name, values) in by_name.into_iter().take(MOST_METRICS) {
+            let name = format!("pacs_evaluation_{name}");
+            page.gauge(&name, "Of the newest evaluation of the set; see docs/METRICS.md.");
+            values.into_iter().for_each(|(set, value)| page.value(&name, &[("set", set)], value));
         }
     }
 
@@ -323,12 +336,17 @@ mod tests {
             verifiers: vec![verifier("v-0"), verifier("v-1")],
             remaining_seconds: Some(5.0),
             retired_problems: Some(1),
+            findings: vec![v1::Finding { name: "slow_rank".into(), ..Default::default() }],
             ..Default::default()
         };
         Scrape {
             status: Arc::new(status),
             run_id: "ab".repeat(16),
-            evaluation: [("pass_at_1".to_owned(), 0.25), ("step".to_owned(), 4.0)].into(),
+            evaluations: [
+                ("evaluation".to_owned(), [("pass_at_1".to_owned(), 0.25), ("step".to_owned(), 4.0)].into()),
+                ("hard".to_owned(), [("pass_at_1".to_owned(), 0.125)].into()),
+            ]
+            .into(),
             disk: Some((1 << 30, 1 << 40)),
             certificate: Some(3600.0),
             now: 1e9,
@@ -353,7 +371,10 @@ mod tests {
             "pacs_events_total{event=\"failed_checkpoints\"} 0",
             "pacs_step_nan NaN",
             "pacs_step_odd__name_ 0.5",
-            "pacs_evaluation_pass_at_1 0.25",
+            "pacs_evaluation_pass_at_1{set=\"evaluation\"} 0.25",
+            "pacs_evaluation_pass_at_1{set=\"hard\"} 0.125",
+            "pacs_finding{finding=\"slow_rank\"} 1",
+            "pacs_finding{finding=\"disk_full\"} 0",
             "pacs_verifications_total{verifier=\"a\\\"b\\\\c\\nd 1\\n# HELP x\",outcome=\"failed\"} 4",
             "pacs_certificate_expiry_timestamp_seconds 1000003600",
         ] {

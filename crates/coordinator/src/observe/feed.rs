@@ -33,8 +33,8 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Past {
     events: VecDeque<Arc<v1::WatchResponse>>,
-    /// Numbers of the newest evaluation, which may be older than the kept events.
-    evaluation: BTreeMap<String, f64>,
+    /// Numbers of the newest evaluation of each set, which may be older than the kept events.
+    evaluations: BTreeMap<String, BTreeMap<String, f64>>,
     number: u64,
 }
 
@@ -91,7 +91,8 @@ impl Feed {
         let mut past = self.0.past.lock().unwrap_or_else(PoisonError::into_inner);
         past.number += 1;
         if let Event::Evaluation(evaluation) = &event {
-            past.evaluation = evaluation.metrics.clone().into_iter().collect();
+            let numbers = evaluation.metrics.clone().into_iter().collect();
+            past.evaluations.insert(evaluation.set.clone(), numbers);
         }
         let event = Arc::new(v1::WatchResponse { number: past.number, time: unix_time(), event: Some(event) });
         if past.events.len() == PAST {
@@ -111,9 +112,9 @@ impl Feed {
         Subscription { past, events: self.0.sender.subscribe(), closed: self.0.closed.subscribe() }
     }
 
-    /// Numbers of the newest evaluation of this process; empty before the first.
-    pub(super) fn newest_evaluation(&self) -> BTreeMap<String, f64> {
-        self.0.past.lock().unwrap_or_else(PoisonError::into_inner).evaluation.clone()
+    /// Numbers of the newest evaluation of each set in this process. The job spec bounds the number of sets.
+    pub(super) fn newest_evaluations(&self) -> BTreeMap<String, BTreeMap<String, f64>> {
+        self.0.past.lock().unwrap_or_else(PoisonError::into_inner).evaluations.clone()
     }
 
     /// Becomes true when the feed is closed.
@@ -140,7 +141,7 @@ fn event(progress: &Progress) -> Option<Event> {
             let numbers = serde_json::to_value(summary).unwrap_or_default();
             let numbers = numbers.as_object().into_iter().flatten();
             let metrics = numbers.filter_map(|(name, value)| Some((name.clone(), value.as_f64()?))).collect();
-            Event::Evaluation(v1::EvaluationDone { step: summary.step, metrics })
+            Event::Evaluation(v1::EvaluationDone { step: summary.step, metrics, set: shown(summary.label()) })
         }
         Progress::Step(summary) => Event::Step(v1::StepDone {
             step: summary.step,
@@ -158,6 +159,9 @@ fn event(progress: &Progress) -> Option<Event> {
         }
         Progress::Drained { name } => {
             Event::WorkerGone(v1::WorkerGone { name: shown(name), reason: String::new(), drained: true })
+        }
+        Progress::Operated { who, what } => {
+            Event::Operator(v1::OperatorAction { operator: shown(who), time: unix_time() as u64, action: shown(what) })
         }
         Progress::Narrowed { text } | Progress::Note { text } => Event::Note(shown(text)),
     })

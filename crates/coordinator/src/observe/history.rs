@@ -1,10 +1,10 @@
 //! Metrics over the steps from a JSON Lines file, in bounded memory however long the run is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use pacs_protocol::v1;
 use serde_json::{Map, Value};
@@ -14,6 +14,10 @@ pub(super) const MOST_POINTS: usize = 2000;
 /// Number of names that are kept, some of which come from learners and verifiers.
 const MOST_NAMES: usize = 512;
 const MOST_NAME: usize = 128;
+/// Number of evaluation sets that are known.
+const MOST_SETS: usize = 64;
+/// Set of lines that name none: that of `data.evaluation`.
+pub(super) const UNNAMED_SET: &str = "evaluation";
 /// Longest line that is read; the coordinator writes none longer.
 const MOST_LINE: u64 = 1 << 20;
 /// Space for series in one answer, in bytes.
@@ -58,15 +62,26 @@ pub(super) struct History {
     /// Number of steps that a point covers.
     width: u64,
     series: BTreeMap<String, Vec<Point>>,
+    /// The evaluation set whose lines are taken; `None` for a file of steps, whose lines belong to no set.
+    set: Option<String>,
+    /// Names of all sets in the file.
+    sets: BTreeSet<String>,
 }
 
 impl History {
     pub(super) fn new(path: PathBuf, range: RangeInclusive<u64>) -> Self {
-        Self { path, range, read: 0, last_line: (0, 0), last_step: None, width: 1, series: BTreeMap::new() }
+        let (series, sets) = (BTreeMap::new(), BTreeSet::new());
+        Self { path, range, read: 0, last_line: (0, 0), last_step: None, width: 1, series, set: None, sets }
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// Takes only the lines of one evaluation set.
+    pub(super) fn of_set(self, set: &str) -> Self {
+        Self { set: Some(set.to_owned()), ..self }
+    }
+
+    /// Names of the sets in a file of evaluations, in order.
+    pub(super) fn sets(&self) -> &BTreeSet<String> {
+        &self.sets
     }
 
     /// Reads the lines that were added since the last call. A missing file has no lines.
@@ -111,11 +126,21 @@ impl History {
     }
 
     fn forget(&mut self) {
-        *self = Self::new(std::mem::take(&mut self.path), self.range.clone());
+        let set = self.set.take();
+        *self = Self { set, ..Self::new(std::mem::take(&mut self.path), self.range.clone()) };
     }
 
     fn take(&mut self, numbers: &Map<String, Value>) {
         let Some(step) = numbers.get("step").and_then(Value::as_u64) else { return };
+        if let Some(wanted) = &self.set {
+            let set = numbers.get("set").and_then(Value::as_str).unwrap_or(UNNAMED_SET);
+            if self.sets.len() < MOST_SETS && !self.sets.contains(set) && set.len() <= MOST_NAME {
+                self.sets.insert(set.to_owned());
+            }
+            if wanted != set {
+                return;
+            }
+        }
         // Steps ascend; a line that breaks the order cannot be drawn.
         if !self.range.contains(&step) || self.last_step.is_some_and(|last| step <= last) {
             return;
@@ -205,6 +230,7 @@ fn series(name: &str, points: &[Point], has_range: bool) -> v1::MetricSeries {
 mod tests {
     use std::fs;
     use std::io::Write;
+    use std::path::Path;
 
     use super::*;
 

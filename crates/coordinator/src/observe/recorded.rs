@@ -1,6 +1,6 @@
 //! Reads a run from its folder, whether its coordinator is running or not.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use pacs_types::{FinishReason, GroupId, Outcome, Purpose};
 use parquet::record::Field;
 
 use super::ObserveError;
-use super::history::{History, MOST_POINTS};
+use super::history::{History, MOST_POINTS, UNNAMED_SET};
 use super::query::{Found, Page, Query, bounded, purpose, shorten};
 use crate::FileError;
 use crate::records::{ArchiveFile, ArchiveReader, Columns, archive_files, is_gone};
@@ -54,17 +54,16 @@ const VERSION: &str = "version";
 #[derive(Debug)]
 pub struct Recorded {
     run_dir: PathBuf,
-    /// Metrics of steps and evaluations, as far as they were read.
-    histories: Mutex<[History; 2]>,
+    /// Metrics of steps and of each evaluation set that was asked for, by its name, as far as they were read.
+    histories: Mutex<(History, BTreeMap<String, History>)>,
 }
 
 impl Recorded {
     /// A reader of the run in `run_dir`; opens no file yet.
     #[must_use]
     pub fn new(run_dir: &Path) -> Self {
-        let history = |purpose| History::new(run_dir.join(lines_of(purpose)), 0..=u64::MAX);
-        let histories = [Purpose::Train, Purpose::Evaluate].map(history);
-        Self { run_dir: run_dir.to_owned(), histories: Mutex::new(histories) }
+        let steps = History::new(run_dir.join(lines_of(Purpose::Train)), 0..=u64::MAX);
+        Self { run_dir: run_dir.to_owned(), histories: Mutex::new((steps, BTreeMap::new())) }
     }
 
     /// Returns metrics over the steps; implements `ObserveService.GetMetrics`.
@@ -80,16 +79,43 @@ impl Recorded {
         let purpose = purpose(request.purpose)?.unwrap_or(Purpose::Train);
         let range = request.first_step.unwrap_or(0)..=request.last_step.unwrap_or(u64::MAX);
         let failed = |path: &Path, error: io::Error| ObserveError::File(FileError::file("read", path)(error));
-        if range != (0..=u64::MAX) {
+        let path = self.run_dir.join(lines_of(purpose));
+        let is_part = range != (0..=u64::MAX);
+        let mut histories = self.histories.lock().unwrap_or_else(PoisonError::into_inner);
+        let (steps, evaluations) = &mut *histories;
+        if purpose == Purpose::Train {
+            if !is_part {
+                steps.update().map_err(|error| failed(&path, error))?;
+                return Ok(steps.answer(&request.names, most_points));
+            }
+            drop(histories);
             // Read again at full resolution, because the kept points of a long run are too coarse for a part of it.
-            let mut part = History::new(self.run_dir.join(lines_of(purpose)), range);
-            part.update().map_err(|error| failed(part.path(), error))?;
+            let mut part = History::new(path.clone(), range);
+            part.update().map_err(|error| failed(&path, error))?;
             return Ok(part.answer(&request.names, most_points));
         }
-        let mut histories = self.histories.lock().unwrap_or_else(PoisonError::into_inner);
-        let history = &mut histories[usize::from(purpose == Purpose::Evaluate)];
-        history.update().map_err(|error| failed(history.path(), error))?;
-        Ok(history.answer(&request.names, most_points))
+        let of_set = |range, set: &str| History::new(path.clone(), range).of_set(set);
+        let unnamed = evaluations.entry(UNNAMED_SET.to_owned()).or_insert_with(|| of_set(0..=u64::MAX, UNNAMED_SET));
+        unnamed.update().map_err(|error| failed(&path, error))?;
+        let sets: Vec<String> = unnamed.sets().iter().cloned().collect();
+        let set = match request.set.as_str() {
+            "" if sets.iter().any(|set| set == UNNAMED_SET) => UNNAMED_SET,
+            "" => sets.first().map_or(UNNAMED_SET, String::as_str),
+            // Only known sets are read, so that requests cannot fill the memory.
+            set if sets.iter().any(|known| known == set) => set,
+            _ => return Ok(v1::GetMetricsResponse { steps_per_point: 1, sets, ..Default::default() }),
+        };
+        let mut answer = if is_part {
+            let mut part = of_set(range, set);
+            part.update().map_err(|error| failed(&path, error))?;
+            part.answer(&request.names, most_points)
+        } else {
+            let history = evaluations.entry(set.to_owned()).or_insert_with(|| of_set(0..=u64::MAX, set));
+            history.update().map_err(|error| failed(&path, error))?;
+            history.answer(&request.names, most_points)
+        };
+        answer.sets = sets;
+        Ok(answer)
     }
 
     /// Implements `ObserveService.ListSamples`; without a coordinator no sample is in flight.

@@ -50,7 +50,11 @@ fn train_and_report(
             let batch = share(whole_batch(step, mini_batches), rank, ranks);
             metrics = trainer.train(&batch, collective).expect("trains").metrics;
         }
-        let own = |name: &str| ["seconds_", "memory_", "communication_"].iter().any(|own| name.starts_with(own));
+        let own = |name: &str| {
+            ["seconds_", "memory_", "communication_", "slowest_rank", "other_ranks_"]
+                .iter()
+                .any(|own| name.starts_with(own))
+        };
         metrics.retain(|name, _| !own(name) && !name.ends_with("_per_second"));
         (weights(&mut trainer, collective), metrics)
     });

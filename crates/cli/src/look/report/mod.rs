@@ -5,18 +5,21 @@ mod page;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
 use pacs_coordinator::CoordinatorRecord;
 use pacs_dashboard::json;
 use pacs_protocol::v1;
+use pacs_protocol::v1::watch_response::Event;
 use pacs_report::{Plot, Point, Series};
 use pacs_runtime::Exit;
 use serde_json::{Value, json as value};
 
 use self::page::{Answer, Part};
 use super::Looked;
+use super::top::{clock, words};
 use crate::client::block_on;
 use crate::ending;
 use crate::failure::Failure;
@@ -123,7 +126,7 @@ struct Gathered {
     evaluations: v1::GetMetricsResponse,
     /// Lines of `evaluations.jsonl`, which name their sets.
     evaluation_lines: Vec<Value>,
-    events: Vec<Value>,
+    events: Vec<Arc<v1::WatchResponse>>,
     warnings: Vec<String>,
     samples: Vec<v1::ObservedSample>,
 }
@@ -160,7 +163,7 @@ impl Gathered {
             steps,
             evaluations,
             evaluation_lines: folder.as_deref().map(evaluation_lines).unwrap_or_default(),
-            events: events.iter().map(|event| json::event(event)).collect(),
+            events,
             warnings: folder.as_deref().map(warnings).unwrap_or_default(),
             samples,
         })
@@ -259,7 +262,7 @@ impl Gathered {
             "settings": self.settings,
             "steps": json::metrics(&self.steps),
             "evaluations": self.evaluation_lines,
-            "events": self.events,
+            "events": self.events.iter().map(|event| json::event(event)).collect::<Vec<_>>(),
             "samples": self.samples.iter().map(json::sample).collect::<Vec<_>>(),
         })
     }
@@ -342,14 +345,10 @@ fn evaluation_table(lines: &[Value]) -> Part {
 }
 
 /// Events but those of steps, whose numbers the curves show.
-fn event_table(events: &[Value]) -> Part {
-    let shown = events.iter().filter(|event| event["event"] != "step");
-    let row = |event: &Value| {
-        let seconds = event["time"].as_f64().unwrap_or_default().max(0.0) as u64 % 86_400;
-        let time = format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
-        vec![time, event["event"].as_str().unwrap_or_default().replace('_', " "), event["fields"].to_string()]
-    };
-    Part::Table(["time (UTC)", "event", "what"].map(str::to_owned).to_vec(), shown.map(row).collect())
+fn event_table(events: &[Arc<v1::WatchResponse>]) -> Part {
+    let shown = events.iter().filter(|event| !matches!(event.event, Some(Event::Step(_) | Event::Situation(_))));
+    let row = |event: &Arc<v1::WatchResponse>| vec![clock(event.time), words(event)];
+    Part::Table(["time (UTC)", "event"].map(str::to_owned).to_vec(), shown.map(row).collect())
 }
 
 /// Warnings and errors at the end of the coordinator's log.

@@ -33,9 +33,13 @@ const TIMES: [(&str, &str); 4] = [
 ];
 
 pub(super) fn draw(frame: &mut Frame<'_>, screen: &Screen) {
+    let header = header(screen);
+    // The sentences are shown whole as long as half of the screen is left.
+    let lines: u16 = header.iter().map(|line| rows_of(line, frame.area().width)).sum();
+    let lines = lines.clamp(3, (frame.area().height / 2).max(3));
     let [head, body, foot] =
-        Layout::vertical([Constraint::Length(3), Constraint::Min(1), Constraint::Length(1)]).areas(frame.area());
-    frame.render_widget(Paragraph::new(header(screen)), head);
+        Layout::vertical([Constraint::Length(lines), Constraint::Min(1), Constraint::Length(1)]).areas(frame.area());
+    frame.render_widget(Paragraph::new(header).wrap(Wrap { trim: true }), head);
     match screen.view {
         View::Overview => overview(frame, screen, body),
         View::Workers => workers(frame, screen, body),
@@ -43,6 +47,22 @@ pub(super) fn draw(frame: &mut Frame<'_>, screen: &Screen) {
         View::Events => events(frame, screen, body),
     }
     frame.render_widget(Paragraph::new(footer(screen)), foot);
+}
+
+/// Rows that a line takes when it is wrapped between words.
+fn rows_of(line: &Line<'_>, width: u16) -> u16 {
+    let width = usize::from(width.max(1));
+    let text: String = line.spans.iter().map(|span| span.content.as_ref()).collect();
+    let (mut rows, mut used) = (1, 0);
+    for word in text.split_whitespace().map(|word| Line::from(word).width()) {
+        if used > 0 && used + 1 + word > width {
+            (rows, used) = (rows + 1, 0);
+        }
+        used += word + usize::from(used > 0);
+        rows += used.saturating_sub(1) / width;
+        used = used.saturating_sub(1) % width + usize::from(used > 0);
+    }
+    u16::try_from(rows).unwrap_or(u16::MAX)
 }
 
 fn header(screen: &Screen) -> Vec<Line<'static>> {
@@ -62,7 +82,14 @@ fn header(screen: &Screen) -> Vec<Line<'static>> {
         Some(problem) => Line::from(format!("! {}", harmless(problem))).add_modifier(Modifier::BOLD),
         None => Line::from(harmless(&status.waiting_for).into_owned()),
     };
-    vec![Line::from(first).add_modifier(Modifier::BOLD), waits, Line::default()]
+    let mut lines = vec![Line::from(first).add_modifier(Modifier::BOLD), waits];
+    for finding in &status.findings {
+        let mark = if finding.stops_run { "!! " } else { "! " };
+        let sentence = format!("{mark}{}", harmless(&finding.sentence)).bold();
+        lines.push(Line::from(vec![sentence, format!("; {}", harmless(&finding.advice)).into()]));
+    }
+    lines.push(Line::default());
+    lines
 }
 
 fn footer(screen: &Screen) -> Line<'static> {
@@ -190,14 +217,20 @@ fn throughput(frame: &mut Frame<'_>, screen: &Screen, area: Rect) {
 }
 
 fn workers(frame: &mut Frame<'_>, screen: &Screen, area: Rect) {
+    let verifiers = &screen.status.verifiers;
+    // A heading, the borders, and as many rows as leave most of the screen to the workers.
+    let rows = (verifiers.len() as u16).min(area.height / 4);
+    let below = if verifiers.is_empty() { 0 } else { rows + 3 };
+    let [area, below] = Layout::vertical([Constraint::Min(1), Constraint::Length(below)]).areas(area);
     let heading = Row::new(["worker", "rank", "host", "heard", "leases", "does"]).style(Style::new().bold());
     let rows = screen.status.workers.iter().skip(screen.scroll).map(|worker| {
         let draining = if worker.draining { " (draining)" } else { "" };
+        let silent = if worker.seconds_since_heartbeat > 5.0 { "silent " } else { "" };
         Row::new([
             harmless(&worker.name).into_owned(),
             worker.rank.map_or("-".to_owned(), |rank| rank.to_string()),
             harmless(&worker.host).into_owned(),
-            seconds(worker.seconds_since_heartbeat),
+            format!("{silent}{}", seconds(worker.seconds_since_heartbeat)),
             worker.leases.to_string(),
             format!("{}{draining} for {}", harmless(&worker.activity), seconds(worker.activity_seconds)),
         ])
@@ -206,12 +239,31 @@ fn workers(frame: &mut Frame<'_>, screen: &Screen, area: Rect) {
         Constraint::Length(16),
         Constraint::Length(5),
         Constraint::Length(16),
-        Constraint::Length(8),
+        Constraint::Length(14),
         Constraint::Length(7),
         Constraint::Fill(1),
     ];
     let title = format!("{} workers", screen.status.workers.len());
     frame.render_widget(Table::new(rows, widths).header(heading).block(Block::bordered().title(title)), area);
+
+    let heading = ["verifier", "gives", "correct", "wrong", "unparsable", "failed", "timed out", "p99", "last verdict"];
+    let rows = verifiers.iter().map(|verifier| {
+        let of = |outcome: &str| verifier.outcomes.get(outcome).copied().unwrap_or(0).to_string();
+        Row::new([
+            harmless(&verifier.worker).into_owned(),
+            harmless(&verifier.verifier).into_owned(),
+            of("correct"),
+            of("wrong"),
+            of("unparsable"),
+            of("failed"),
+            of("timed_out"),
+            verifier.p99_seconds.map_or("-".to_owned(), |p99| format!("{:.1} ms", 1e3 * p99)),
+            verifier.seconds_since_verdict.map_or("none".to_owned(), |ago| format!("{} ago", seconds(ago))),
+        ])
+    });
+    let widths = [16, 12, 9, 9, 10, 8, 9, 12].map(Constraint::Length).into_iter().chain([Constraint::Fill(1)]);
+    let table = Table::new(rows, widths).header(Row::new(heading).style(Style::new().bold()));
+    frame.render_widget(table.block(Block::bordered().title("verifiers")), below);
 }
 
 fn samples(frame: &mut Frame<'_>, screen: &Screen, area: Rect) {
@@ -279,6 +331,17 @@ mod tests {
             step: 12,
             total_steps: 40,
             waiting_for: format!("step 13 waits for 1 rollout worker{hostile}"),
+            findings: vec![v1::Finding {
+                stops_run: true,
+                sentence: format!("verifier-0 has given no verdict for 31 s{hostile}"),
+                advice: "see its log".into(),
+                ..Default::default()
+            }],
+            verifiers: vec![v1::VerifierStatus {
+                worker: format!("verifier-0{hostile}"),
+                outcomes: [("timed_out".to_owned(), 4711)].into(),
+                ..Default::default()
+            }],
             workers: vec![worker("rollout-0"), worker("rollout-1")],
             metrics: [("sampling_seconds".to_owned(), 3.0), ("training_seconds".to_owned(), 1.5)].into(),
             ..Default::default()
@@ -318,8 +381,18 @@ mod tests {
     fn every_view_shows_what_it_is_for_on_screens_of_every_size() {
         let mut screen = screen();
         for (key, expected) in [
-            ('o', &["step 12 of 40", "step 13 waits for", "sampling", "476 tokens/s", "queues"][..]),
-            ('w', &["2 workers", "rollout-1", "generates"]),
+            (
+                'o',
+                &[
+                    "step 12 of 40",
+                    "step 13 waits for",
+                    "!! verifier-0 has given no verdict for 31 s",
+                    "sampling",
+                    "476 tokens/s",
+                    "queues",
+                ][..],
+            ),
+            ('w', &["2 workers", "rollout-1", "generates", "timed out", "4711"]),
             ('s', &["g96.0", "in flight", "… not judged", "6 * 7?"]),
             ('e', &["events, newest first", "12:00:00  note"]),
         ] {

@@ -27,6 +27,11 @@ pub(super) async fn follow(run: &mut Run, as_json: bool) -> Result<Exit, Failure
 
 /// Formats an event on one line, with control characters neutralised.
 pub(super) fn as_text(event: &v1::WatchResponse) -> String {
+    format!("{}  {}", clock(event.time), words(event))
+}
+
+/// Says what has happened on one line, with control characters neutralised.
+pub(in crate::look) fn words(event: &v1::WatchResponse) -> String {
     let text = match &event.event {
         Some(Event::Situation(situation)) => {
             let paused = if situation.paused { ", paused" } else { "" };
@@ -59,7 +64,11 @@ pub(super) fn as_text(event: &v1::WatchResponse) -> String {
         }
         Some(Event::Evaluation(evaluation)) => {
             let pass = evaluation.metrics.get("pass_at_1").copied().unwrap_or_default();
-            format!("evaluation after {} steps: pass@1 {}", evaluation.step, percent(pass))
+            let of = match evaluation.set.as_str() {
+                "" | "evaluation" => String::new(),
+                set => format!(" of {set}"),
+            };
+            format!("evaluation{of} after {} steps: pass@1 {}", evaluation.step, percent(pass))
         }
         Some(Event::Saved(saved)) => {
             format!("checkpoint of step {} in {} ({})", saved.step, saved.path, seconds(saved.seconds))
@@ -70,16 +79,17 @@ pub(super) fn as_text(event: &v1::WatchResponse) -> String {
             format!("learners are ready at step {}: {}", ready.step, ready.learners.join(", "))
         }
         Some(Event::Waiting(sentence)) => format!("waiting: {sentence}"),
+        Some(Event::Operator(done)) => format!("operator {} {}", done.operator, done.action),
         Some(Event::Note(note)) => note.clone(),
         Some(Event::RunOver(over)) if over.reason.is_empty() => format!("the run is over: {}", over.how),
         Some(Event::RunOver(over)) => format!("the run is over: {}: {}", over.how, over.reason),
         None => "an event that this version does not know".to_owned(),
     };
-    harmless(&format!("{}  {text}", clock(event.time))).into_owned()
+    harmless(&text).into_owned()
 }
 
 /// Formats a Unix time as hours, minutes and seconds in UTC.
-fn clock(time: f64) -> String {
+pub(in crate::look) fn clock(time: f64) -> String {
     let of_day = time.max(0.0) as u64 % 86_400;
     format!("{:02}:{:02}:{:02}", of_day / 3600, of_day / 60 % 60, of_day % 60)
 }

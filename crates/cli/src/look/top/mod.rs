@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
+pub(super) use self::lines::{clock, words};
 use crate::client::{block_on, channel, in_time};
 use crate::failure::Failure;
 use crate::target;
