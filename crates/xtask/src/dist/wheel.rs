@@ -55,8 +55,14 @@ pub(super) fn make(parts: &Parts, out: &Path) -> Result<PathBuf> {
     let texts = [
         ("pacs/__init__.py".to_owned(), MODULE.to_owned()),
         (format!("{info}/METADATA"), metadata(version)),
-        (format!("{info}/WHEEL"), format!("Wheel-Version: 1.0\nGenerator: cargo xtask dist\nRoot-Is-Purelib: false\nTag: {tag}\n")),
-        (format!("{info}/entry_points.txt"), format!("[console_scripts]\npacs = pacs:control\n{WORKER} = pacs:worker\n")),
+        (
+            format!("{info}/WHEEL"),
+            format!("Wheel-Version: 1.0\nGenerator: cargo xtask dist\nRoot-Is-Purelib: false\nTag: {tag}\n"),
+        ),
+        (
+            format!("{info}/entry_points.txt"),
+            format!("[console_scripts]\npacs = pacs:control\n{WORKER} = pacs:worker\n"),
+        ),
     ];
     for (name, text) in texts {
         let target = folder.join(name);
@@ -126,7 +132,10 @@ mod tests {
         let place = |name| place(name, "1.2.3", "pacs-1.2.3.dist-info");
         assert_eq!(place("bin/pacs-worker").as_deref(), Some("pacs/bin/pacs-worker"));
         assert_eq!(place("libexec/pacs-worker").as_deref(), Some("pacs/libexec/pacs-worker"));
-        assert_eq!(place("deploy/jobs/demo.toml").as_deref(), Some("pacs-1.2.3.data/data/share/pacs/deploy/jobs/demo.toml"));
+        assert_eq!(
+            place("deploy/jobs/demo.toml").as_deref(),
+            Some("pacs-1.2.3.data/data/share/pacs/deploy/jobs/demo.toml")
+        );
         assert_eq!(place("LICENSE").as_deref(), Some("pacs-1.2.3.dist-info/licenses/LICENSE"));
         assert_eq!(place("README.md"), None);
     }
