@@ -95,7 +95,7 @@ fn check_archive(archive: &Path, folder: &Path) -> Result<()> {
     let program = moved.join("libexec/pacs-worker");
     for file in [&control, &program] {
         let sections = done(Command::new("readelf").arg("--section-headers").arg("--wide").arg(file))?;
-        assert!(sections.contains(".text") && !sections.contains(".debug_"), "{} is not stripped", file.display());
+        assert!(sections.contains(".text") && !sections.contains(".debug_info"), "{} is not stripped", file.display());
     }
     assert_eq!(done(start(&control, folder).arg("--version"))?, format!("pacs {}\n", env!("CARGO_PKG_VERSION")));
     let plan = done(start(&control, &moved).args(["job", "check", "deploy/jobs/demo.toml"]))?;
