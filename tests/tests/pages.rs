@@ -178,6 +178,69 @@ fn files_that_pages_name_exist() -> Result<()> {
     Ok(())
 }
 
+/// The part of a page below a heading, up to the next one of the same level.
+fn section<'a>(page: &'a str, heading: &str) -> Result<&'a str> {
+    let level = heading.split(' ').next().context("a heading has a level")?;
+    let (_, rest) = page.split_once(&format!("\n{heading}\n")).with_context(|| format!("no heading `{heading}`"))?;
+    Ok(rest.split_once(&format!("\n{level} ")).map_or(rest, |(section, _)| section))
+}
+
+/// Functions and types that a text says are in a file, each with that file: `file` (`item`) or `item` (`file`).
+fn named_items(text: &str) -> Vec<(&str, &str)> {
+    let mut items = Vec::new();
+    let mut previous = "";
+    let is_file = |code: &str| code.ends_with(".rs") && code.starts_with("crates/");
+    let parts: Vec<&str> = text.split('`').collect();
+    // Text and code take turns; `before` is the text in front of a piece of code.
+    for pair in parts.chunks_exact(2) {
+        let [before, code] = pair else { continue };
+        if before.trim() == "(" && is_file(previous) != is_file(code) {
+            items.push(if is_file(code) { (*code, previous) } else { (previous, *code) });
+        }
+        previous = code;
+    }
+    items
+}
+
+/// The five changes for which the architecture promises that their place is found in two minutes.
+#[test]
+fn the_architecture_answers_where_five_changes_go() -> Result<()> {
+    let page = fs::read_to_string(root().join("docs/ARCHITECTURE.md"))?;
+    let answers = section(&page, "## Where a change goes")?;
+    let mut items = 0;
+    for heading in ["A new objective", "A retry rule", "A metric", "A spec key", "A weight transport"] {
+        let answer = section(answers, &format!("### {heading}"))?;
+        let (steps, tests) = answer.split_once("\n| test | what it checks |\n").context("an answer names its tests")?;
+        let files = |text: &str| -> Vec<String> {
+            let quoted = text
+                .split('`')
+                .skip(1)
+                .step_by(2)
+                .filter(|word| word.starts_with("crates/") || word.starts_with("tests/"));
+            quoted.flat_map(expanded).collect()
+        };
+        assert!(files(steps).len() >= 3, "{heading}: {steps}");
+        assert!(files(tests).len() >= 2, "{heading}: {tests}");
+        for (file, item) in named_items(steps).into_iter().filter(|(file, _)| !file.contains("NAME")) {
+            let text = fs::read_to_string(root().join(file)).with_context(|| format!("read {file}"))?;
+            assert!(text.contains(item), "`{heading}` says that `{item}` is in {file}");
+            items += 1;
+        }
+    }
+    assert!(items >= 3, "only {items} functions and types were found");
+    Ok(())
+}
+
+#[test]
+fn items_belong_to_the_file_before_them() {
+    let text =
+        "1. `crates/a/b.rs` (`fail`): the count. `crates/c/d.rs`: and `other` (`more`), `Item` (`crates/e/f.rs`).";
+    assert_eq!(named_items(text), [("crates/a/b.rs", "fail"), ("crates/e/f.rs", "Item")]);
+    let page = "# A\n\n## B\n\ntext\n### C\n\nmore\n\n## D\n";
+    assert_eq!(section(page, "## B").ok(), Some("\ntext\n### C\n\nmore\n"));
+    assert!(section(page, "## E").is_err());
+}
+
 #[test]
 fn patterns_are_those_of_a_shell() {
     assert_eq!(expanded("a/{b, c}/{d,e}.rs"), ["a/b/d.rs", "a/b/e.rs", "a/c/d.rs", "a/c/e.rs"]);

@@ -116,6 +116,70 @@ fn files_hold_one_thing() -> Result<()> {
     Ok(())
 }
 
+/// Names that follow `prefix` in the code of a file, without comments and tests.
+fn names_after<'a>(text: &'a str, prefix: &'a str) -> impl Iterator<Item = &'a str> {
+    let code = text.split("#[cfg(test)]").next().unwrap_or_default().lines();
+    let code = code.filter(|line| !line.trim_start().starts_with("//"));
+    let rests = code.flat_map(move |line| line.split(prefix).skip(1));
+    rests.map(|rest| rest.split(|c: char| !c.is_ascii_lowercase() && c != '_').next().unwrap_or_default())
+}
+
+/// A circle in a graph of modules, if there is one.
+fn circle(uses: &BTreeMap<String, BTreeSet<String>>) -> Option<BTreeSet<&str>> {
+    let mut left: BTreeSet<&str> = uses.keys().map(String::as_str).collect();
+    // A module that uses none of those left is in no circle.
+    while let Some(end) =
+        left.iter().copied().find(|module| uses[*module].iter().all(|used| !left.contains(used.as_str())))
+    {
+        left.remove(end);
+    }
+    (!left.is_empty()).then_some(left)
+}
+
+#[test]
+fn modules_of_the_learner_form_no_circle() -> Result<()> {
+    let folder = root().join("crates/learner/src");
+    let mut found = Vec::new();
+    sources(&folder, &mut found)?;
+    let mut of_crate = BTreeMap::<String, BTreeSet<String>>::new();
+    let mut of_module = BTreeMap::<String, BTreeMap<String, BTreeSet<String>>>::new();
+    for path in found.iter().filter(|path| !path.ends_with("lib.rs") && !path.ends_with("tests.rs")) {
+        let text = fs::read_to_string(path)?;
+        let name = path.strip_prefix(&folder)?.with_extension("");
+        let names: Vec<_> = name.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+        let used = names_after(&text, "crate::").filter(|used| *used != names[0]).map(str::to_owned);
+        of_crate.entry(names[0].clone()).or_default().extend(used);
+        if let [module, file] = &names[..]
+            && file != "mod"
+        {
+            let used = names_after(&text, "super::").map(str::to_owned).collect();
+            of_module.entry(module.clone()).or_default().insert(file.clone(), used);
+        }
+    }
+    assert!(of_crate.len() >= 6 && of_module.len() == 5, "the modules were not found: {:?}", of_crate.keys());
+    for (module, uses) in &of_crate {
+        assert!(uses.iter().all(|used| of_crate.contains_key(used)), "{module} uses {uses:?}");
+    }
+    assert_eq!(circle(&of_crate), None, "modules of the learner use each other in a circle: {of_crate:?}");
+    for (module, files) in &of_module {
+        assert_eq!(circle(files), None, "files of {module} use each other in a circle: {files:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn circles_are_found() {
+    let graph = |arrows: &[(&str, &[&str])]| -> BTreeMap<String, BTreeSet<String>> {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        arrows.iter().map(|(from, to)| ((*from).to_owned(), names(to))).collect()
+    };
+    assert_eq!(circle(&graph(&[("a", &["b", "c"]), ("b", &["c"]), ("c", &[])])), None);
+    let with_circle = graph(&[("a", &["b"]), ("b", &["c"]), ("c", &["b"])]);
+    assert!(circle(&with_circle).is_some_and(|left| left.contains("b") && left.contains("c")));
+    let text = "use crate::one::{A};\n// crate::no\nlet x = crate::two_b::f();\n#[cfg(test)]\nuse crate::no;";
+    assert_eq!(names_after(text, "crate::").collect::<Vec<_>>(), ["one", "two_b"]);
+}
+
 #[test]
 fn the_architecture_names_every_crate() -> Result<()> {
     let text = fs::read_to_string(root().join("docs/ARCHITECTURE.md"))?;

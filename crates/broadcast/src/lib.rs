@@ -24,7 +24,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 
 /// Transport of the pieces.
 #[derive(Clone, Debug)]
-enum Carrier {
+enum Backend {
     Host,
     Nccl(CudaDevice),
     /// The ring through a device that is emulated in host memory, for tests.
@@ -34,7 +34,7 @@ enum Carrier {
 /// Broadcasts weights over a communicator.
 #[derive(Clone, Debug)]
 pub struct CollectiveTransport {
-    carrier: Carrier,
+    backend: Backend,
     /// Address of this machine for its peers; ports are chosen freely.
     bind: String,
     security: Security,
@@ -44,14 +44,14 @@ impl CollectiveTransport {
     /// Broadcasts over a ring of TCP connections, which are mutual TLS where `security` has certificates.
     #[must_use]
     pub fn host(bind: impl Into<String>, security: Security) -> Self {
-        Self { carrier: Carrier::Host, bind: bind.into(), security }
+        Self { backend: Backend::Host, bind: bind.into(), security }
     }
 
     /// Like [`CollectiveTransport::nccl`], with the ring in place of NCCL and an emulated
     /// device, for tests of that path.
     #[must_use]
     pub fn emulated(bind: impl Into<String>) -> Self {
-        Self { carrier: Carrier::Emulated, bind: bind.into(), security: Security::Plain }
+        Self { backend: Backend::Emulated, bind: bind.into(), security: Security::Plain }
     }
 
     /// Broadcasts over NCCL through the memory of the visible device `index`. NCCL's own connections are not protected.
@@ -59,16 +59,16 @@ impl CollectiveTransport {
     /// # Errors
     /// When CUDA or NCCL is missing; the error names it and the remedy.
     pub fn nccl(bind: impl Into<String>, security: Security, index: usize) -> Result<Self, DeviceError> {
-        Ok(Self { carrier: Carrier::Nccl(CudaDevice::open(index)?), bind: bind.into(), security })
+        Ok(Self { backend: Backend::Nccl(CudaDevice::open(index)?), bind: bind.into(), security })
     }
 }
 
 impl GroupTransport for CollectiveTransport {
     fn name(&self) -> &'static str {
-        match self.carrier {
-            Carrier::Host => "host",
-            Carrier::Nccl(_) => "nccl",
-            Carrier::Emulated => "emulated",
+        match self.backend {
+            Backend::Host => "host",
+            Backend::Nccl(_) => "nccl",
+            Backend::Emulated => "emulated",
         }
     }
 
@@ -104,13 +104,13 @@ impl Seat for Listening {
             addresses: group.addresses.clone(),
             timeout: GROUP_TIMEOUT,
         };
-        match transport.carrier {
-            Carrier::Host => Ok(Box::new(OverHost(HostCollective::connect(&listener, config).map_err(text)?))),
-            Carrier::Nccl(device) => {
+        match transport.backend {
+            Backend::Host => Ok(Box::new(OverHost(HostCollective::connect(&listener, config).map_err(text)?))),
+            Backend::Nccl(device) => {
                 let formed = NcclCollective::connect(&listener, config, AbortHandle::new(), &device);
                 Ok(Box::new(OverDevice { collective: formed.map_err(text)?, memory: None }))
             }
-            Carrier::Emulated => {
+            Backend::Emulated => {
                 let collective = HostCollective::connect(&listener, config).map_err(text)?.with_emulated_device();
                 Ok(Box::new(OverDevice { collective, memory: None }))
             }

@@ -1,4 +1,5 @@
 mod cluster;
+mod demo;
 mod eval;
 mod hub;
 mod launch;
@@ -21,6 +22,7 @@ use crate::operate::{DrainWorker, OnRun, SetValue, Stop};
 use crate::run::StopBefore;
 
 pub(crate) use self::cluster::{Certs, Coordinator, Doctor, ExecChild, RunId, SandboxInit, Supervise, Verifier};
+pub(crate) use self::demo::Demo;
 pub(crate) use self::eval::{Eval, EvalCommand, EvalCompare, EvalReport, Measure, Preset};
 pub(crate) use self::hub::{Fetch, Push};
 pub(crate) use self::launch::{LaunchCommand, LaunchKubernetes, LaunchSlurm, Only};
@@ -30,6 +32,7 @@ pub(crate) use self::launch::{LaunchCommand, LaunchKubernetes, LaunchSlurm, Only
 #[command(name = "pacs", version, max_term_width = 100)]
 #[command(after_help = "\
 Examples:
+  pacs demo                             train a small model, to see that it works
   pacs job init my-job.toml             write a commented job spec
   pacs job check my-job.toml            say what it would do
   pacs run my-job.toml                  train on this machine
@@ -46,6 +49,8 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Fetches a small model and trains it to add numbers.
+    Demo(Demo),
     /// Runs a job on this machine: the coordinator in this process, its workers as child processes.
     Run(Run),
     /// Evaluates a model on held-out problems: pass@k, maj@k, intervals, a report.

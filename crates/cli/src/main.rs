@@ -10,6 +10,7 @@ mod certs;
 mod client;
 mod coordinator;
 mod data;
+mod demo;
 mod doctor;
 mod ending;
 mod eval;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         return ended;
     }
     let result = match Arguments::parse().command {
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Coordinator(arguments) => coordinator::run(&arguments),

@@ -178,7 +178,7 @@ pub(crate) fn inspect_model(path: &Path) -> Result<ModelFolder, Failure> {
     model_folder::inspect(path).map_err(|error| {
         let failure = Failure::config(error).doing(format!("read model `{}`", path.display()));
         let hint = "give a Hugging Face folder, or a name of the hub (OWNER/NAME), with --model; `pacs-worker import` makes a \
-                    folder of a GGUF file, and `cargo xtask demo` fetches the demo's";
+                    folder of a GGUF file, and `pacs demo` fetches the demo's";
         if path.exists() { failure } else { failure.hint(hint) }
     })
 }

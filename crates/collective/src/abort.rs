@@ -6,10 +6,10 @@ use crate::ErrorKind;
 /// Ends a communicator from any thread. A blocked operation returns within milliseconds, later ones fail at once, and
 /// the closed sockets make the neighbours fail too.
 #[derive(Clone, Debug, Default)]
-pub struct AbortHandle(Arc<Mutex<State>>);
+pub struct AbortHandle(Arc<Mutex<AbortState>>);
 
 #[derive(Debug, Default)]
-struct State {
+struct AbortState {
     end: Option<End>,
     /// Sockets to shut down at the end, so that neither side keeps waiting on them.
     sockets: Vec<Arc<TcpStream>>,
@@ -75,13 +75,13 @@ impl AbortHandle {
         state.close_sockets();
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, AbortState> {
         // No code in this file panics halfway through a change, so poison carries no information.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl AbortState {
     fn close_sockets(&mut self) {
         for socket in self.sockets.drain(..) {
             // It fails on a socket that the peer has closed already, which is fine.

@@ -6,37 +6,19 @@
 //! the objective asks for, evaluate it on every rank, backward each sequence with its own coefficients.
 #![forbid(unsafe_code)]
 
-mod around;
-mod batch;
 mod checkpoint;
-mod critic;
-mod external;
-mod file;
-mod gradient;
-mod intake;
-mod memory;
-mod metrics;
-mod network;
-mod objective;
-mod optimizer;
-mod outcomes;
-mod publish;
-mod segment;
-mod service;
+mod comm;
+mod error;
+mod process;
 mod settings;
-mod sft;
-mod state;
-mod state_files;
-mod thread;
-mod trainer;
-mod wire;
-mod writer;
+mod update;
+mod weights;
 
-pub use batch::{BatchError, IndexEntry, SequenceTokens, TrainBatch};
-pub use checkpoint::{Captured, CheckpointError, exported};
-pub use external::{ExternalError, ExternalSettings};
-pub use service::{LearnerError, LearnerOptions, run};
-pub use settings::{LoraSettings, TrainerSettings};
-pub use sft::{FineTuneLoss, FineTuneReport, FineTuner, FineTunerSettings, Text};
-pub use thread::Backend;
-pub use trainer::{StepReport, TrainError, Trainer};
+pub use checkpoint::{Captured, exported};
+pub use error::{BatchError, CheckpointError, ExternalError, TrainError};
+pub use process::{Backend, LearnerError, LearnerOptions, run};
+pub use settings::{ExternalSettings, LoraSettings, TrainerSettings};
+pub use update::{
+    FineTuneLoss, FineTuneReport, FineTuner, FineTunerSettings, IndexEntry, SequenceTokens, StepReport, Text,
+    TrainBatch, Trainer,
+};

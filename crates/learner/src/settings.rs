@@ -7,8 +7,6 @@ use pacs_algo::{LearningRate, Objective};
 use pacs_shape::{Division, Lora};
 use pacs_spec::{JobSpec, ObjectiveKind, ObjectiveSpec, OldLogprobs, OptimizerSpec};
 
-use crate::external::ExternalSettings;
-
 /// Training settings of one rank, from the job spec.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainerSettings {
@@ -46,6 +44,15 @@ pub struct TrainerSettings {
     pub peak_flops: Option<f64>,
     /// Adapters that are trained in place of the model; `None` when all weights are.
     pub lora: Option<LoraSettings>,
+}
+
+/// The program of an external objective, from the job spec.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExternalSettings {
+    /// Program, followed by its arguments.
+    pub command: Vec<String>,
+    /// Longest time that a reply may take, per update.
+    pub timeout: Duration,
 }
 
 /// The adapters of a job, and what they start from.

@@ -315,7 +315,7 @@ impl Machine {
 mod tests {
     use pacs_types::{GroupId, Outcome, Role, SampleId};
 
-    use crate::verbs::testing::*;
+    use crate::handlers::testing::*;
     use crate::{
         Effect, EvaluationPlan, EvaluationSetPlan, Event, Options, PhaseKind, SampleGrant, UniformBy, UniformGroups,
     };
@@ -382,7 +382,7 @@ mod tests {
         run.verify_all(|_| Outcome::Correct);
         assert_eq!(run.machine.measuring(), Some((6, 12)));
 
-        let effects = run.step(crate::verbs::testing::stop(crate::StopMode::Save));
+        let effects = run.step(crate::handlers::testing::stop(crate::StopMode::Save));
         assert_eq!(effects.last(), Some(&Effect::Ended(crate::End::Stopped)));
         assert!(!effects.iter().any(|effect| matches!(effect, Effect::ForgetEvaluation(_))), "{effects:?}");
         assert_eq!(run.machine.present().count(), 6, "the journal keeps them");

@@ -116,7 +116,7 @@ impl Machine {
 mod tests {
     use std::time::Duration;
 
-    use crate::verbs::testing::*;
+    use crate::handlers::testing::*;
     use crate::{Command, Counter, Directive, Effect, Event, Options, PhaseKind, Reply, TaskKind};
     use pacs_types::{Generation, Outcome, Role};
 

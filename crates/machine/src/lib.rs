@@ -17,16 +17,17 @@
 
 mod advance;
 mod assemble;
-mod collapse;
 mod counter;
 mod draw;
 mod effect;
 mod event;
-mod lose;
+mod handlers;
 mod machine;
+mod no_signal;
 mod openings;
 mod operate;
 mod options;
+mod pending_checkpoint;
 mod phase;
 mod pool;
 mod refusal;
@@ -34,12 +35,10 @@ mod roster;
 mod schedule;
 mod status;
 mod trial;
-mod verbs;
 mod watchdog;
 mod worker;
-mod writing;
+mod worker_loss;
 
-pub use collapse::Contrast;
 pub use counter::{Counter, Counters};
 pub use effect::{
     Answer, Directive, Dropped, Effect, End, GroupGrant, Membership, Reply, SampleGrant, Step, TaskKind, TaskOrder,
@@ -47,6 +46,7 @@ pub use effect::{
 };
 pub use event::{Command, Event, FailureKind, LogLevel, Record, StopMode, TaskResult};
 pub use machine::{Machine, Present};
+pub use no_signal::Contrast;
 pub use openings::Openings;
 pub use operate::Action;
 pub use options::{EvaluationPlan, EvaluationSetPlan, Options, Snapshot, Staleness, UniformBy, UniformGroups};

@@ -6,15 +6,15 @@ use pacs_types::{Generation, GroupId, LeaseId, Role, SampleId, WeightVersion, Wo
 use serde::{Deserialize, Serialize};
 
 use crate::draw::Order;
-use crate::lose::Losses;
+use crate::handlers::Names;
 use crate::operate::Action;
+use crate::pending_checkpoint::PendingCheckpoint;
 use crate::phase::{Evaluation, Phase, PhaseKind, Team};
 use crate::pool::{Judgement, Pool, evaluation_problem, present};
 use crate::roster::Roster;
 use crate::trial::Trials;
-use crate::verbs::Names;
 use crate::worker::{Process, Worker};
-use crate::writing::Writing;
+use crate::worker_loss::Losses;
 use crate::{Answer, Counter, Effect, End, Event, Options, Record, Refusal, Reply, Snapshot, Step, StopMode};
 
 /// The coordinator's state machine: everything that a run has decided so far.
@@ -91,7 +91,7 @@ pub struct Machine {
     /// Whether the last checkpoint holds the exported model.
     pub(crate) exported: bool,
     /// The checkpoint in flight; at most one.
-    pub(crate) writing: Option<Writing>,
+    pub(crate) writing: Option<PendingCheckpoint>,
     /// Step at which a save was last tried, so that a failed one is not tried again in that step.
     pub(crate) save_tried: Option<u64>,
     /// Steps whose evaluation is done, as far as the job can pass them again.

@@ -41,7 +41,7 @@ mod tests {
     use pacs_types::Outcome;
 
     use super::*;
-    use crate::verbs::testing::*;
+    use crate::handlers::testing::*;
     use crate::{Command, Options};
 
     #[test]

@@ -221,7 +221,7 @@ impl Machine {
 
 #[cfg(test)]
 mod tests {
-    use crate::verbs::testing::*;
+    use crate::handlers::testing::*;
     use crate::{Command, Effect, End, Event, LogLevel, Options, PhaseKind, Refusal, Reply, StopMode};
     use pacs_types::{GroupId, Outcome};
 

@@ -8,7 +8,7 @@ use pacs_types::{GroupId, LeaseId, SampleId, WeightVersion, WorkerId};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::group::{Group, Judgement, pass_rate_and_mixed_share, present};
-use self::group::{Slot, State};
+use self::group::{SampleState, Slot};
 pub(crate) use self::suspects::{Accusation, Death, Revoked};
 use crate::schedule::Candidate;
 use crate::{QueueDepths, UniformBy, WantedSample};
@@ -29,8 +29,8 @@ pub(crate) struct Pool {
     waiting: VecDeque<GroupId>,
     /// Samples without a verdict or a verifier, in lease order.
     unverified: VecDeque<SampleId>,
-    group_loans: BTreeMap<LeaseId, Loan<GroupId>>,
-    sample_loans: BTreeMap<LeaseId, Loan<SampleId>>,
+    group_loans: BTreeMap<LeaseId, Lease<GroupId>>,
+    sample_loans: BTreeMap<LeaseId, Lease<SampleId>>,
     /// Number of groups that each rollout worker holds.
     held: BTreeMap<WorkerId, usize>,
     /// Number of samples that each verifier holds.
@@ -47,7 +47,7 @@ pub(crate) struct Pool {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-struct Loan<T> {
+struct Lease<T> {
     worker: WorkerId,
     item: T,
     /// Time of the last sign of progress, at first the grant.
@@ -167,16 +167,16 @@ impl Pool {
         let item = self.waiting.remove(place)?;
         let group = self.groups.get_mut(&item).expect("waiting groups are in the pool");
         // Without samples of an earlier lease, no token will be older than the weights of this one.
-        if group.samples.iter().all(|slot| slot.state == State::Missing) {
+        if group.samples.iter().all(|slot| slot.state == SampleState::Missing) {
             group.born = version;
         }
         group.started.get_or_insert(now);
         let mut wanted = Vec::new();
-        for (index, slot) in (0u32..).zip(&mut group.samples).filter(|(_, slot)| slot.state == State::Missing) {
-            slot.state = State::Generating { under: lease };
+        for (index, slot) in (0u32..).zip(&mut group.samples).filter(|(_, slot)| slot.state == SampleState::Missing) {
+            slot.state = SampleState::Generating { under: lease };
             wanted.push(WantedSample { index, attempt: slot.replaced });
         }
-        self.group_loans.insert(lease, Loan { worker, item, since: now });
+        self.group_loans.insert(lease, Lease { worker, item, since: now });
         *self.held.entry(worker).or_default() += 1;
         Some((item, wanted))
     }
@@ -185,7 +185,7 @@ impl Pool {
     pub(crate) fn lent_group(&self, lease: LeaseId) -> Option<(GroupId, Vec<WantedSample>)> {
         let id = self.group_loans.get(&lease)?.item;
         let open = (0u32..).zip(&self.groups[&id].samples);
-        let open = open.filter(|(_, slot)| slot.state == State::Generating { under: lease });
+        let open = open.filter(|(_, slot)| slot.state == SampleState::Generating { under: lease });
         Some((id, open.map(|(index, slot)| WantedSample { index, attempt: slot.replaced }).collect()))
     }
 
@@ -211,7 +211,7 @@ impl Pool {
     ) -> Taken {
         let Some(group) = self.groups.get_mut(&id.group) else { return Taken::Stale };
         let Some(slot) = group.samples.get_mut(id.index as usize) else { return Taken::Stale };
-        if slot.state != (State::Generating { under: lease }) {
+        if slot.state != (SampleState::Generating { under: lease }) {
             // This covers a sample that was given up since: its replacement has another lease.
             return if slot.generated_under == lease { Taken::Repeat } else { Taken::Stale };
         }
@@ -219,17 +219,17 @@ impl Pool {
             return Taken::Stale;
         };
         loan.since = now;
-        slot.state = State::Unverified;
+        slot.state = SampleState::Unverified;
         slot.generated_under = lease;
         (slot.version, slot.newest) = (version, newest);
-        if !group.samples.iter().any(|slot| slot.state == State::Generating { under: lease }) {
-            self.end_group_loan(lease);
+        if !group.samples.iter().any(|slot| slot.state == SampleState::Generating { under: lease }) {
+            self.end_group_lease(lease);
         }
         self.unverified.push_back(id);
         Taken::Fresh
     }
 
-    fn end_group_loan(&mut self, lease: LeaseId) -> Option<Loan<GroupId>> {
+    fn end_group_lease(&mut self, lease: LeaseId) -> Option<Lease<GroupId>> {
         let loan = self.group_loans.remove(&lease)?;
         if let Some(held) = self.held.get_mut(&loan.worker) {
             *held -= 1;
@@ -251,10 +251,10 @@ impl Pool {
 
     /// Ends a lease; the samples that are still open under it return to the front of the queue.
     fn give_back(&mut self, lease: LeaseId) {
-        let Some(loan) = self.end_group_loan(lease) else { return };
+        let Some(loan) = self.end_group_lease(lease) else { return };
         let group = self.groups.get_mut(&loan.item).expect("leased groups are in the pool");
-        for slot in group.samples.iter_mut().filter(|slot| slot.state == State::Generating { under: lease }) {
-            slot.state = State::Missing;
+        for slot in group.samples.iter_mut().filter(|slot| slot.state == SampleState::Generating { under: lease }) {
+            slot.state = SampleState::Missing;
         }
         self.wait_first(loan.item);
     }
@@ -296,9 +296,9 @@ impl Pool {
                 kept.push(id);
                 continue;
             }
-            slot.state = State::Verifying;
+            slot.state = SampleState::Verifying;
             let lease = leases();
-            self.sample_loans.insert(lease, Loan { worker, item: id, since: now });
+            self.sample_loans.insert(lease, Lease { worker, item: id, since: now });
             *self.held_samples.entry(worker).or_default() += 1;
             lent.push((lease, id));
             if is_suspect {
@@ -312,7 +312,7 @@ impl Pool {
         lent
     }
 
-    fn end_sample_loan(&mut self, lease: LeaseId) -> Option<Loan<SampleId>> {
+    fn end_sample_lease(&mut self, lease: LeaseId) -> Option<Lease<SampleId>> {
         let loan = self.sample_loans.remove(&lease)?;
         if let Some(held) = self.held_samples.get_mut(&loan.worker) {
             *held -= 1;
@@ -337,12 +337,12 @@ impl Pool {
             Some(loan) if loan.worker == worker && loan.item == id => {}
             _ => return self.repeat_or_stale(lease, id),
         }
-        self.end_sample_loan(lease);
+        self.end_sample_lease(lease);
         let Judgement { outcome, label, reward } = judgement;
         if !outcome.is_conclusive() {
             return self.fail_verification(id, worker, max_attempts, now);
         }
-        self.slot_mut(id).state = State::Judged { under: lease, label, reward };
+        self.slot_mut(id).state = SampleState::Judged { under: lease, label, reward };
         self.clear_sample(id);
         let group = self.groups.get_mut(&id.group).expect("a leased sample's group is in the pool");
         group.unjudged -= 1;
@@ -359,7 +359,7 @@ impl Pool {
     /// Returns a sample whose verification failed to the queue, or reports that it has no tries left.
     fn fail_verification(&mut self, id: SampleId, worker: WorkerId, max_attempts: u32, now: Duration) -> Taken {
         let slot = self.slot_mut(id);
-        slot.state = State::Unverified;
+        slot.state = SampleState::Unverified;
         slot.failures += 1;
         slot.failed_by = Some((worker, now));
         let give_up = slot.failures >= max_attempts;
@@ -370,9 +370,13 @@ impl Pool {
     fn repeat_or_stale(&self, lease: LeaseId, id: SampleId) -> Taken {
         let slot = self.groups.get(&id.group).and_then(|group| group.samples.get(id.index as usize));
         match slot.map(|slot| slot.state) {
-            Some(State::Judged { under, .. }) if under == lease => Taken::Repeat,
+            Some(SampleState::Judged { under, .. }) if under == lease => Taken::Repeat,
             Some(
-                State::Missing | State::Generating { .. } | State::Unverified | State::Verifying | State::Judged { .. },
+                SampleState::Missing
+                | SampleState::Generating { .. }
+                | SampleState::Unverified
+                | SampleState::Verifying
+                | SampleState::Judged { .. },
             )
             | None => Taken::Stale,
         }
@@ -397,7 +401,7 @@ impl Pool {
     pub(crate) fn replace_sample(&mut self, id: SampleId) {
         self.unverified.retain(|waiting| *waiting != id);
         let slot = self.slot_mut(id);
-        slot.state = State::Missing;
+        slot.state = SampleState::Missing;
         slot.replaced += 1;
         slot.failures = 0;
         slot.deaths.clear();
@@ -412,18 +416,18 @@ impl Pool {
         let Some(group) = self.groups.get_mut(&id.group) else { return false };
         let Some(slot) = group.samples.get_mut(id.index as usize) else { return false };
         match slot.state {
-            State::Missing | State::Generating { .. } => return false,
-            State::Judged { .. } => {
+            SampleState::Missing | SampleState::Generating { .. } => return false,
+            SampleState::Judged { .. } => {
                 self.complete -= usize::from(group.unjudged == 0);
                 group.unjudged += 1;
             }
-            State::Verifying => {
+            SampleState::Verifying => {
                 let (_, loans) = self.loans_matching(|_| false, |loan| loan.item == id);
                 for lease in loans {
-                    self.end_sample_loan(lease);
+                    self.end_sample_lease(lease);
                 }
             }
-            State::Unverified => self.unverified.retain(|waiting| *waiting != id),
+            SampleState::Unverified => self.unverified.retain(|waiting| *waiting != id),
         }
         self.clear_sample(id);
         let Some(slot) = self.groups.get_mut(&id.group).and_then(|group| group.samples.get_mut(id.index as usize))
@@ -471,10 +475,10 @@ impl Pool {
         self.unverified.retain(|sample| sample.group != id);
         let (groups, samples) = self.loans_matching(|loan| loan.item == id, |loan| loan.item.group == id);
         for lease in groups {
-            self.end_group_loan(lease);
+            self.end_group_lease(lease);
         }
         for lease in samples {
-            self.end_sample_loan(lease);
+            self.end_sample_lease(lease);
         }
         self.suspects.remove(&id);
         self.accused.remove(&id);
@@ -491,8 +495,8 @@ impl Pool {
 
     fn loans_matching(
         &self,
-        group: impl Fn(&Loan<GroupId>) -> bool,
-        sample: impl Fn(&Loan<SampleId>) -> bool,
+        group: impl Fn(&Lease<GroupId>) -> bool,
+        sample: impl Fn(&Lease<SampleId>) -> bool,
     ) -> (Vec<LeaseId>, Vec<LeaseId>) {
         let groups = self.group_loans.iter().filter(|(_, loan)| group(loan)).map(|(lease, _)| *lease).collect();
         let samples = self.sample_loans.iter().filter(|(_, loan)| sample(loan)).map(|(lease, _)| *lease).collect();
@@ -526,9 +530,9 @@ impl Pool {
             self.give_back(*lease);
         }
         for lease in samples.iter().rev() {
-            let Some(loan) = self.end_sample_loan(*lease) else { continue };
+            let Some(loan) = self.end_sample_lease(*lease) else { continue };
             ended += 1;
-            self.slot_mut(loan.item).state = State::Unverified;
+            self.slot_mut(loan.item).state = SampleState::Unverified;
             self.unverified.push_front(loan.item);
         }
         ended
@@ -590,7 +594,7 @@ impl Pool {
     /// Samples of a group that have to be generated, and samples without a verdict.
     pub(crate) fn open_samples(&self, id: GroupId) -> Option<(usize, usize)> {
         let group = self.groups.get(&id)?;
-        let is_open = |slot: &&Slot| matches!(slot.state, State::Missing | State::Generating { .. });
+        let is_open = |slot: &&Slot| matches!(slot.state, SampleState::Missing | SampleState::Generating { .. });
         Some((group.samples.iter().filter(is_open).count(), group.unjudged))
     }
 

@@ -303,7 +303,7 @@ fn seconds(duration: Duration) -> String {
 mod tests {
     use std::time::Duration;
 
-    use crate::verbs::testing::*;
+    use crate::handlers::testing::*;
 
     #[test]
     fn the_status_line_names_role_age_and_oldest_group() {

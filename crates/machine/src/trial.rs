@@ -258,7 +258,7 @@ mod tests {
     use pacs_types::{Outcome, Role, WeightVersion};
 
     use super::*;
-    use crate::verbs::testing::*;
+    use crate::handlers::testing::*;
     use crate::{Event, FailureKind, Options, PhaseKind, Reply, TaskKind, TaskOrder, TaskResult};
 
     /// How a learner fails on a pill.

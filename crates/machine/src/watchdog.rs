@@ -7,9 +7,9 @@
 
 use pacs_types::{Role, WorkerId};
 
-use crate::lose::Departure;
 use crate::machine::Machine;
 use crate::phase::Phase;
+use crate::worker_loss::Departure;
 use crate::{Counter, Effect, Event};
 
 impl Machine {
@@ -97,7 +97,7 @@ impl Machine {
 mod tests {
     use std::time::Duration;
 
-    use super::super::verbs::testing::*;
+    use super::super::handlers::testing::*;
     use crate::{Command, Directive, Effect, End, Options, PhaseKind};
     use pacs_types::Outcome;
 

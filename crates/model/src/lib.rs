@@ -23,6 +23,7 @@ mod export;
 pub mod import;
 mod kernels;
 mod layer;
+mod layer_hooks;
 mod linear;
 pub mod logprob;
 mod model;
@@ -32,7 +33,6 @@ mod parameters;
 mod rope;
 mod save;
 mod score;
-mod stages;
 mod value;
 
 pub use adapter::adapter_config;
@@ -40,6 +40,7 @@ pub use attention::Attention;
 pub use error::ModelError;
 pub use export::Export;
 pub use kernels::{kernel_shape, load_kernels, missing_kernels};
+pub use layer_hooks::{LayerHooks, NoHooks, idle_backward, idle_forward};
 pub use model::{Keep, Model, Trace};
 pub use pacs_shape::{
     Architecture, Bucket, LayerKind, LeafSpec, Lora, ModelConfig, ParameterLayout, ParameterSpec, RopeScaling, Rotary,
@@ -48,5 +49,4 @@ pub use pacs_shape::{
 pub use parameters::Parameters;
 pub use save::prepare_folder;
 pub use score::{ScoreError, score};
-pub use stages::{InPlace, Stages, idle_backward, idle_forward};
 pub use value::{values, values_backward};

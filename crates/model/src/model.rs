@@ -5,11 +5,11 @@ use pacs_torch::{device_kernels, fixed_units, linear_float32, wide_linear};
 
 use crate::attention::{Attention, Packed};
 use crate::layer::{Activations, Layer, Stream, gradient_kind};
+use crate::layer_hooks::{LayerHooks, NoHooks};
 use crate::norm::Norm;
 use crate::ops::{add_rows, capped};
 use crate::parameters::slice;
 use crate::rope::{Ropes, Rotation};
-use crate::stages::{InPlace, Stages};
 use crate::{ModelConfig, ParameterLayout, Parameters};
 use pacs_shape::{EMBEDDING, FINAL_NORM};
 
@@ -93,7 +93,7 @@ impl Model {
     /// A model over `parameters`, sharing their storage.
     ///
     /// Where layers take turns in one place ([`ParameterLayout::windowed`]), their weights must be brought there before
-    /// each is used ([`Stages`]).
+    /// each is used ([`LayerHooks`]).
     ///
     /// # Panics
     /// When `config` has adapters, whose model needs its base ([`Model::adapted`]).
@@ -191,32 +191,32 @@ impl Model {
     /// # Panics
     /// When libtorch refuses: a token outside the vocabulary, an attention made for other lengths, no memory.
     pub fn hidden(&self, tokens: &Tensor, positions: &Tensor, attention: &mut dyn Attention) -> Tensor {
-        let Ok(hidden) = self.hidden_staged(tokens, positions, attention, &mut InPlace);
+        let Ok(hidden) = self.hidden_with_hooks(tokens, positions, attention, &mut NoHooks);
         hidden
     }
 
     /// [`Model::hidden`] with something to do before each bucket.
     ///
     /// # Errors
-    /// As `stages`.
+    /// As `hooks`.
     ///
     /// # Panics
     /// As [`Model::hidden`].
-    pub fn hidden_staged<S: Stages>(
+    pub fn hidden_with_hooks<S: LayerHooks>(
         &self,
         tokens: &Tensor,
         positions: &Tensor,
         attention: &mut dyn Attention,
-        stages: &mut S,
+        hooks: &mut S,
     ) -> Result<Tensor, S::Error> {
         let rotations = self.ropes.at(positions);
-        stages.before_forward(0)?;
+        hooks.before_forward(0)?;
         let mut stream = self.embed(tokens);
         for (index, layer) in self.layers.iter().enumerate() {
-            stages.before_forward(1 + index)?;
+            hooks.before_forward(1 + index)?;
             stream = layer.forward(stream, &rotations, attention);
         }
-        stages.before_forward(1 + self.layers.len())?;
+        hooks.before_forward(1 + self.layers.len())?;
         Ok(stream.normed(&self.norm).1)
     }
 
@@ -254,27 +254,27 @@ impl Model {
     /// As [`Model::hidden`].
     #[must_use]
     pub fn forward(&self, tokens: &Tensor, positions: &Tensor, attention: Packed, keep: Keep) -> Trace {
-        let Ok(trace) = self.forward_staged(tokens, positions, attention, keep, &mut InPlace);
+        let Ok(trace) = self.forward_with_hooks(tokens, positions, attention, keep, &mut NoHooks);
         trace
     }
 
     /// [`Model::forward`] with something to do before each bucket.
     ///
     /// # Errors
-    /// As `stages`.
+    /// As `hooks`.
     ///
     /// # Panics
     /// As [`Model::hidden`].
-    pub fn forward_staged<S: Stages>(
+    pub fn forward_with_hooks<S: LayerHooks>(
         &self,
         tokens: &Tensor,
         positions: &Tensor,
         mut attention: Packed,
         keep: Keep,
-        stages: &mut S,
+        hooks: &mut S,
     ) -> Result<Trace, S::Error> {
         let rotations = self.ropes.at(positions);
-        stages.before_forward(0)?;
+        hooks.before_forward(0)?;
         let mut stream = self.embed(tokens);
         let mut layers = Vec::with_capacity(self.layers.len());
         let recomputed = match keep {
@@ -282,7 +282,7 @@ impl Model {
             Keep::Last(kept) => self.layers.len().saturating_sub(kept),
         };
         for (index, layer) in self.layers.iter().enumerate() {
-            stages.before_forward(1 + index)?;
+            hooks.before_forward(1 + index)?;
             if index < recomputed {
                 let input = stream.summed();
                 layers.push(Kept::Input(input.shallow_clone()));
@@ -293,7 +293,7 @@ impl Model {
                 stream = next;
             }
         }
-        stages.before_forward(1 + self.layers.len())?;
+        hooks.before_forward(1 + self.layers.len())?;
         let (last, hidden) = stream.normed(&self.norm);
         Ok(Trace { tokens: tokens.shallow_clone(), rotations, attention, layers, last, hidden })
     }
@@ -303,30 +303,30 @@ impl Model {
     /// `hidden_gradient`: `[T, D]`, by [`Trace::hidden`]; `gradients`: as [`Model::zero_gradients`] makes it. The
     /// head's own gradient comes from [`head_backward`](crate::logprob::head_backward), which goes first.
     pub fn backward(&self, trace: Trace, hidden_gradient: &Tensor, gradients: &Tensor) {
-        let Ok(()) = self.backward_staged(trace, hidden_gradient, gradients, &mut InPlace);
+        let Ok(()) = self.backward_with_hooks(trace, hidden_gradient, gradients, &mut NoHooks);
     }
 
     /// [`Model::backward`] with something to do around each bucket.
     ///
     /// # Errors
-    /// As `stages`.
-    pub fn backward_staged<S: Stages>(
+    /// As `hooks`.
+    pub fn backward_with_hooks<S: LayerHooks>(
         &self,
         trace: Trace,
         hidden_gradient: &Tensor,
         gradients: &Tensor,
-        stages: &mut S,
+        hooks: &mut S,
     ) -> Result<(), S::Error> {
         no_grad(|| {
             let Trace { tokens, rotations, attention, layers, last, hidden } = trace;
             drop(hidden);
             let end = 1 + self.layers.len();
-            stages.before_backward(end)?;
+            hooks.before_backward(end)?;
             let mut gradient = self.norm.backward(&last, hidden_gradient, None, gradients);
             drop(last);
-            stages.after_backward(end)?;
+            hooks.after_backward(end)?;
             for ((index, layer), kept) in self.layers.iter().enumerate().zip(layers).rev() {
-                stages.before_backward(1 + index)?;
+                hooks.before_backward(1 + index)?;
                 let activations = match kept {
                     Kept::Activations(activations) => *activations,
                     Kept::Input(residual) => {
@@ -334,16 +334,16 @@ impl Model {
                     }
                 };
                 gradient = layer.backward(activations, &gradient, &rotations, gradients);
-                stages.after_backward(1 + index)?;
+                hooks.after_backward(1 + index)?;
             }
-            stages.before_backward(0)?;
+            hooks.before_backward(0)?;
             if self.embedding_factor != 1.0 {
                 gradient = &gradient * self.embedding_factor;
             }
             if let Some(mut slot) = self.embedding.slot(gradients) {
                 add_rows(&mut slot, &tokens, &gradient);
             }
-            stages.after_backward(0)
+            hooks.after_backward(0)
         })
     }
 

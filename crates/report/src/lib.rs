@@ -11,7 +11,7 @@
 mod bootstrap;
 mod majority;
 mod measured;
-mod pass;
+mod pass_at_k;
 mod plot;
 mod seeds;
 mod table;
@@ -19,7 +19,7 @@ mod table;
 pub use bootstrap::{Bootstrap, Difference, Interval};
 pub use majority::{Votes, majority};
 pub use measured::{MEASURED_PROBLEMS, MeasuredProblem};
-pub use pass::{pass_at, pass_curve, powers_of_two};
+pub use pass_at_k::{pass_at, pass_curve, powers_of_two};
 pub use plot::{Plot, Point, Scale, Series};
 pub use seeds::{sign_flip, student};
 pub use table::Table;

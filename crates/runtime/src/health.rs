@@ -24,10 +24,10 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Health state of this process; clones share it.
 #[derive(Clone, Debug)]
-pub struct Health(Arc<watch::Sender<State>>);
+pub struct Health(Arc<watch::Sender<HealthState>>);
 
 #[derive(Clone, Copy, Debug)]
-struct State {
+struct HealthState {
     ready: bool,
     /// Time of the last progress, and how long the next may take; `None`: this process does not track the run.
     progress: Option<(Instant, Duration)>,
@@ -35,7 +35,7 @@ struct State {
 
 impl Default for Health {
     fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(State { ready: false, progress: None })))
+        Self(Arc::new(watch::Sender::new(HealthState { ready: false, progress: None })))
     }
 }
 

@@ -5,16 +5,16 @@
 
 mod backoff;
 mod call;
-mod chain;
+mod error_chain;
 mod exit;
 mod health;
 pub mod launch;
 mod log_level;
 mod logging;
 mod membership;
-mod memory;
 pub mod net;
 mod process;
+mod process_memory;
 mod shutdown;
 mod terminal;
 pub mod trace;
@@ -22,13 +22,13 @@ mod worker;
 
 pub use backoff::Backoff;
 pub use call::{CallError, Meaning, NO_ROOM_KEY, PATIENCE, Policy, Tries, meaning};
-pub use chain::chain;
+pub use error_chain::chain;
 pub use exit::Exit;
 pub use health::Health;
 pub use logging::{LogFormat, init_logging, set_log_level};
 pub use membership::{Activity, Ended, HOLDER_MISSED_KEY, JoinError, Link, Membership, WorkerIdentity, connect};
-pub use memory::{available_bytes, peak_resident_bytes, resident_bytes};
 pub use process::run_role;
+pub use process_memory::{available_bytes, peak_resident_bytes, resident_bytes};
 pub use shutdown::Shutdown;
 pub use terminal::{HarmlessLine, HarmlessLines, harmless, harmless_json, harmless_lines};
 pub use worker::{Stop, Worker, work};

@@ -1,4 +1,4 @@
-mod apart;
+mod child;
 mod jinja;
 
 use std::collections::BTreeMap;
@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value as Json;
 
-use self::apart::Apart;
-pub use self::apart::{enter_renderer, render_apart, serve_templates};
+use self::child::ChildRenderer;
+pub use self::child::{enter_renderer, render_apart, serve_templates};
 use self::jinja::Jinja;
 use crate::Day;
 
@@ -54,15 +54,15 @@ pub struct ChatTemplate {
 /// What renders a template.
 enum Renderer {
     /// A child process with limits.
-    Apart(Apart),
+    Child(ChildRenderer),
     /// This process, where no program has said that it can be such a child.
     Within(Jinja),
 }
 
 impl Renderer {
     fn compile(source: &str, origin: &Path, day: Day) -> Result<Self, TemplateError> {
-        let compiled = match Apart::compile(source, day) {
-            Some(apart) => apart.map(Self::Apart),
+        let compiled = match ChildRenderer::compile(source, day) {
+            Some(child) => child.map(Self::Child),
             None => Jinja::compile(source, day).map(Self::Within),
         };
         compiled.map_err(|message| TemplateError { path: origin.to_owned(), doing: "parse", message })
@@ -70,7 +70,7 @@ impl Renderer {
 
     fn render(&self, variables: &Json) -> Result<String, String> {
         match self {
-            Self::Apart(apart) => apart.render(variables),
+            Self::Child(child) => child.render(variables),
             Self::Within(jinja) => jinja.render(variables),
         }
     }

@@ -14,13 +14,13 @@ mod dot;
 mod draw;
 mod element;
 mod exact;
+mod expose;
 mod fixed;
 mod flash;
 mod gate;
 mod graph;
 mod guard;
 mod keep;
-mod lend;
 mod norm;
 mod parallel;
 mod place;
@@ -47,6 +47,7 @@ pub use dither::dithered_bf16;
 pub use draw::{DrawOptions, Drawn, can_draw, draw};
 pub use element::{has_kernels, plain};
 pub use exact::{add_rows_exact, exact_squares, exact_squares_to_f64, exact_to_f32, is_within_range, take_bound};
+pub use expose::{ExposeError, Exposed, expose};
 pub use fixed::{
     Units, add_column_sums, add_weight_gradient, by_rows, fixed_units, linear, matmul, one_thread_each, wide_linear,
     with_units,
@@ -58,7 +59,6 @@ pub use flash::{
 pub use gate::{silu_gate, silu_gate_backward};
 pub use graph::{Graph, GraphError, Graphs};
 pub use keep::Filters;
-pub use lend::{LendError, Lent, lend};
 pub use norm::{add_rms_norm, rms_norm, rms_norm_backward};
 pub use product::{add_product, linear_float32};
 pub use report::{GpuParts, GpuReport, gpu_report};

@@ -15,9 +15,9 @@ use std::time::Duration;
 
 use pacs_runtime::net::PeerRole;
 
+use crate::data_protocol::{DataConnection, GREETING, Request, Status};
 use crate::description::hash;
 use crate::rounds::WINDOW;
-use crate::wire::{GREETING, Request, Status, Wire};
 use crate::{FetchOptions, Fetched, Part, Shelf, StoreError};
 
 /// Threads of a receiver that verify and write pieces while the next ones arrive. Each holds a piece in memory.
@@ -104,7 +104,7 @@ pub(crate) fn take_part(
         Err(problem) => return Ok(nothing(problem)),
     };
     shelf.begin(part.description(), part.file(), vec![false; pieces]);
-    let writing = Writing { part, shelf, cancelled, state: Mutex::new(State::new(pieces)) };
+    let writing = Writing { part, shelf, cancelled, state: Mutex::new(ReceivedPieces::new(pieces)) };
     // A buffer is with the group, with a writer, or free, so the number of buffers bounds the memory.
     let (free, freed) = channel_of_buffers();
     let (full, filled) = sync_channel::<(usize, Vec<u8>)>(0);
@@ -126,7 +126,7 @@ pub(crate) fn take_part(
         }
         channel.finish()
     });
-    let State { ready, fetched, store } = writing.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let ReceivedPieces { ready, fetched, store } = writing.state.into_inner().unwrap_or_else(PoisonError::into_inner);
     match store {
         Some(error) => {
             shelf.remove(part.description().id());
@@ -155,19 +155,19 @@ fn join(
     let description = part.description();
     let ask = || -> io::Result<Option<(Box<dyn Seat>, Group)>> {
         let seat = transport.listen()?;
-        let mut wire = Wire::dial(root, PeerRole::Learner, &options.security, &options.run)?;
-        wire.wait_up_to(WINDOW + GREETING)?;
+        let mut connection = DataConnection::dial(root, PeerRole::Learner, &options.security, &options.run)?;
+        connection.wait_up_to(WINDOW + GREETING)?;
         let request = Request::Join {
             id: description.id(),
             digest: *description.digest(),
             transport: transport.name().to_owned(),
             address: seat.address(),
         };
-        request.write(&mut wire)?;
-        if wire.status()? != Status::Here {
+        request.write(&mut connection)?;
+        if connection.status()? != Status::Here {
             return Ok(None);
         }
-        let (rank, addresses) = wire.members()?;
+        let (rank, addresses) = connection.members()?;
         if addresses.get(rank) != Some(&seat.address()) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "its answer is for another member"));
         }
@@ -192,17 +192,17 @@ struct Writing<'a> {
     part: &'a Part,
     shelf: &'a Shelf,
     cancelled: &'a AtomicBool,
-    state: Mutex<State>,
+    state: Mutex<ReceivedPieces>,
 }
 
-struct State {
+struct ReceivedPieces {
     ready: Vec<bool>,
     fetched: Fetched,
     /// The first error of the store, after which no piece can be kept.
     store: Option<StoreError>,
 }
 
-impl State {
+impl ReceivedPieces {
     fn new(pieces: usize) -> Self {
         Self { ready: vec![false; pieces], fetched: Fetched::default(), store: None }
     }
@@ -220,7 +220,7 @@ impl Writing<'_> {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, ReceivedPieces> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

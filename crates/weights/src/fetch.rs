@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use pacs_runtime::Backoff;
 use pacs_runtime::net::{PeerRole, Security};
 
+use crate::data_protocol::{DataConnection, Request, STALL, Status};
 use crate::shelf::Shelf;
 use crate::store::CHUNK;
-use crate::wire::{Request, STALL, Status, Wire};
 use crate::{Part, StoreError};
 
 /// Consecutive broken connections, wrong pieces or empty answers after which a source counts as failed.
@@ -113,7 +113,7 @@ pub(crate) fn fetch_rest(
     let counts = Fetched { resumed_pieces: ready.len() - missing.len(), ..Fetched::default() };
     shelf.begin(part.description(), part.file(), ready);
     let threads = options.connections.clamp(1, missing.len().max(1));
-    let state = State {
+    let state = FetchProgress {
         left: missing.len(),
         missing,
         avoid: BTreeMap::new(),
@@ -159,13 +159,13 @@ struct Transfer<'a> {
     finder: &'a SourceFinder<'a>,
     options: &'a FetchOptions,
     cancelled: &'a AtomicBool,
-    state: Mutex<State>,
+    state: Mutex<FetchProgress>,
     changed: Condvar,
     /// Held by the thread that asks for sources.
     backoff: Mutex<Backoff>,
 }
 
-struct State {
+struct FetchProgress {
     /// Pieces to fetch in order, because relays further down want the first ones first, too.
     missing: VecDeque<usize>,
     /// Number of pieces that are not verified yet.
@@ -190,14 +190,14 @@ enum Outcome {
 }
 
 impl Transfer<'_> {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, FetchProgress> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Fetches pieces, over one connection at a time, until none is missing.
     fn work(&self, number: usize) {
         let mut buffer = vec![0; CHUNK];
-        let mut connected: Option<(Source, Wire)> = None;
+        let mut connected: Option<(Source, DataConnection)> = None;
         while let Some((index, avoid)) = self.next() {
             let bad = avoid.as_deref();
             let usable = connected.take().filter(|(source, _)| self.may_ask(source, bad));
@@ -209,13 +209,17 @@ impl Transfer<'_> {
                         continue;
                     }
                     Some(source) => {
-                        let dialled =
-                            Wire::dial(&source.address, source.role, &self.options.security, &self.options.run);
-                        dialled.map(|wire| (source.clone(), wire)).map_err(|error| (source, error))
+                        let dialled = DataConnection::dial(
+                            &source.address,
+                            source.role,
+                            &self.options.security,
+                            &self.options.run,
+                        );
+                        dialled.map(|connection| (source.clone(), connection)).map_err(|error| (source, error))
                     }
                 },
             };
-            let (source, mut wire) = match tried {
+            let (source, mut connection) = match tried {
                 Ok(connected) => connected,
                 Err((source, error)) => {
                     self.give_back(index);
@@ -223,10 +227,10 @@ impl Transfer<'_> {
                     continue;
                 }
             };
-            match self.piece(&mut wire, index, &mut buffer) {
+            match self.piece(&mut connection, index, &mut buffer) {
                 Ok(Outcome::Right) => {
                     self.verified(index, &source);
-                    connected = Some((source, wire));
+                    connected = Some((source, connection));
                 }
                 Ok(Outcome::Wrong) => {
                     let mut state = self.lock();
@@ -240,7 +244,7 @@ impl Transfer<'_> {
                         "a piece of the weights was corrupt; it is fetched again"
                     );
                     self.strike(&source, "it sent a piece with another digest", 1);
-                    connected = Some((source, wire));
+                    connected = Some((source, connection));
                 }
                 Ok(Outcome::NotYet) => {
                     self.give_back(index);
@@ -249,7 +253,7 @@ impl Transfer<'_> {
                     if self.lock().progressed.elapsed() > self.patience() / 2 {
                         self.strike(&source, "it waits for pieces itself", 1);
                     }
-                    connected = Some((source, wire));
+                    connected = Some((source, connection));
                 }
                 Ok(Outcome::Unknown) => {
                     self.give_back(index);
@@ -390,26 +394,26 @@ impl Transfer<'_> {
         choice.get(number.checked_rem(choice.len())?).map(|source| (*source).clone())
     }
 
-    fn piece(&self, wire: &mut Wire, index: usize, buffer: &mut [u8]) -> Result<Outcome, FetchError> {
+    fn piece(&self, connection: &mut DataConnection, index: usize, buffer: &mut [u8]) -> Result<Outcome, FetchError> {
         let description = self.part.description();
         let broken = |error: io::Error| FetchError::NoProgress { patience: STALL, last: error.to_string() };
         let first = u32::try_from(index).map_err(|error| broken(io::Error::other(error)))?;
         let request = Request::Pieces { id: description.id(), digest: *description.digest(), first, count: 1 };
         let piece = description.piece(index);
-        wire.expect(piece.end - piece.start);
-        request.write(wire).map_err(broken)?;
-        match wire.status().map_err(broken)? {
+        connection.expect(piece.end - piece.start);
+        request.write(connection).map_err(broken)?;
+        match connection.status().map_err(broken)? {
             Status::Here => {}
             Status::NotYet => return Ok(Outcome::NotYet),
             Status::Unknown | Status::Stranger | Status::NoBroadcast => return Ok(Outcome::Unknown),
         }
         // The deadline covers the bytes only, not the time that the source itself waited for them.
-        wire.expect(piece.end - piece.start);
+        connection.expect(piece.end - piece.start);
         let (mut hasher, mut offset) = (blake3::Hasher::new(), piece.start);
         while offset < piece.end {
             let length = buffer.len().min(usize::try_from(piece.end - offset).unwrap_or(usize::MAX));
             let chunk = &mut buffer[..length];
-            wire.read_exact(chunk).map_err(broken)?;
+            connection.read_exact(chunk).map_err(broken)?;
             // Hashed while it is in the core's cache; the write counts only once the whole piece is verified.
             hasher.update(chunk);
             self.part.write(chunk, offset)?;

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod broadcast;
+mod data_protocol;
 mod description;
 mod distribution;
 mod fetch;
@@ -18,7 +19,6 @@ mod rounds;
 mod server;
 mod shelf;
 mod store;
-mod wire;
 
 pub use broadcast::{Channel, GROUP_TIMEOUT, Group, GroupTransport, Seat};
 pub use description::{Adapted, Announcement, Description, Digest, VersionId, WeightKind, is_address};

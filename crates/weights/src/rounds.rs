@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::broadcast::group_name;
-use crate::wire::MOST_MEMBERS;
+use crate::data_protocol::MOST_MEMBERS;
 use crate::{Description, Digest, Group, GroupTransport, Seat, VersionId};
 
 /// How long a round stays open after its first member, unless as many hosts have joined as asked for the previous
@@ -22,12 +22,12 @@ pub(crate) struct Rounds {
     transport: Arc<dyn GroupTransport>,
     run: String,
     window: Duration,
-    state: Mutex<State>,
+    state: Mutex<OpenRounds>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct OpenRounds {
     round: Option<Round>,
     /// Whether a broadcast is running.
     busy: bool,
@@ -117,11 +117,11 @@ impl Rounds {
     /// Waits for further members, closes the round, and starts a thread that sends.
     fn close(
         self: &Arc<Self>,
-        mut state: MutexGuard<'_, State>,
+        mut state: MutexGuard<'_, OpenRounds>,
         version: (Description, Arc<File>),
         sent: impl Fn(u64) + Send + 'static,
     ) {
-        let is_short = |state: &mut State| {
+        let is_short = |state: &mut OpenRounds| {
             state.round.as_ref().is_some_and(|round| state.expected == 0 || round.members.len() < state.expected)
         };
         state = self.changed.wait_timeout_while(state, self.window, is_short).unwrap_or_else(PoisonError::into_inner).0;
@@ -178,7 +178,7 @@ impl Rounds {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, OpenRounds> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use pacs_runtime::net::Security;
 
+use crate::data_protocol::{DataConnection, MAGIC, Pace, Request, Status, invalid};
 use crate::rounds::{Rounds, WINDOW};
 use crate::shelf::{Piece, Shelf};
-use crate::wire::{MAGIC, Pace, Request, Status, Wire, invalid};
 use crate::{Digest, GroupTransport, VersionId, is_address};
 
 /// Longest silence of a connection between two requests.
@@ -164,19 +164,19 @@ impl Drop for Place {
 }
 
 fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
-    let (mut wire, run) = Wire::accept(stream, &shared.options.security)?;
-    wire.write_all(&MAGIC)?;
+    let (mut connection, run) = DataConnection::accept(stream, &shared.options.security)?;
+    connection.write_all(&MAGIC)?;
     if run != shared.options.run {
-        wire.write_all(&[Status::Stranger as u8])?;
+        connection.write_all(&[Status::Stranger as u8])?;
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another run"));
     }
-    wire.write_all(&[Status::Here as u8])?;
+    connection.write_all(&[Status::Here as u8])?;
     loop {
-        wire.wait_up_to(IDLE)?;
-        let (id, digest, first, count) = match Request::read(&mut wire)? {
+        connection.wait_up_to(IDLE)?;
+        let (id, digest, first, count) = match Request::read(&mut connection)? {
             Request::Pieces { id, digest, first, count } => (id, digest, first, count),
             Request::Join { id, digest, transport, address } => {
-                gather(&mut wire, shared, (id, digest), &transport, &address)?;
+                gather(&mut connection, shared, (id, digest), &transport, &address)?;
                 continue;
             }
         };
@@ -190,22 +190,22 @@ fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
                 Piece::NotYet => (Status::NotYet, None),
                 Piece::Unknown => (Status::Unknown, None),
             };
-            wire.expect(found.as_ref().map_or(0, |(_, range)| range.end - range.start));
-            wire.write_all(&[status as u8])?;
+            connection.expect(found.as_ref().map_or(0, |(_, range)| range.end - range.start));
+            connection.write_all(&[status as u8])?;
             // The receiver asks again, here or elsewhere.
             let Some((file, range)) = found else { break };
             let pace = |bytes| {
                 shared.pace.wait(bytes);
                 shared.sent.fetch_add(bytes, Ordering::Relaxed);
             };
-            wire.send(&file, range, &pace)?;
+            connection.send(&file, range, &pace)?;
         }
     }
 }
 
 /// Answers a request for a place in a broadcast.
 fn gather(
-    wire: &mut Wire,
+    connection: &mut DataConnection,
     shared: &Shared,
     (id, digest): (VersionId, Digest),
     transport: &str,
@@ -215,17 +215,17 @@ fn gather(
         return Err(invalid(format!("`{}` is not host:port", address.escape_debug())));
     }
     let Some(version) = shared.shelf.whole(id, &digest) else {
-        wire.expect(0);
-        return wire.write_all(&[Status::Unknown as u8]);
+        connection.expect(0);
+        return connection.write_all(&[Status::Unknown as u8]);
     };
     let sent = Arc::clone(&shared.sent);
     let count = move |bytes| {
         sent.fetch_add(bytes, Ordering::Relaxed);
     };
     let place = shared.rounds.as_ref().and_then(|rounds| rounds.join(version, transport, address, count));
-    wire.expect(0);
+    connection.expect(0);
     match place {
-        Some((rank, addresses)) => wire.write_members(rank, &addresses),
-        None => wire.write_all(&[Status::NoBroadcast as u8]),
+        Some((rank, addresses)) => connection.write_members(rank, &addresses),
+        None => connection.write_all(&[Status::NoBroadcast as u8]),
     }
 }

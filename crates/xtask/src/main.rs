@@ -1,9 +1,10 @@
-//! Tasks of this repository: `cargo xtask setup | demo | test | sim | chaos | gpu-bundle | bench`.
+//! Tasks of this repository: `cargo xtask setup | demo | test | sim | chaos | dist | gpu-bundle | bench`.
 #![forbid(unsafe_code)]
 
 mod bench;
 mod chaos;
 mod demo;
+mod dist;
 mod gpu_bundle;
 mod process;
 mod setup;
@@ -34,6 +35,8 @@ enum Task {
     Sim(sim::Arguments),
     /// Kills, stops and ends the processes of two runs at random, and compares what they come to with undisturbed ones.
     Chaos(chaos::Arguments),
+    /// Packs the programs for machines without Rust: an archive and a Python wheel.
+    Dist(dist::Arguments),
     /// Packs what a machine with a GPU needs that has neither Rust nor a network.
     GpuBundle(gpu_bundle::Arguments),
     /// Measures one part by itself and prints JSON lines.
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&arguments),
         Task::Sim(arguments) => sim::run(&arguments),
         Task::Chaos(arguments) => chaos::run(&arguments),
+        Task::Dist(arguments) => dist::run(&arguments),
         Task::GpuBundle(arguments) => gpu_bundle::run(&arguments),
         Task::Bench(bench) => bench::run(&bench),
     };

@@ -1,4 +1,4 @@
-//! Fetching libtorch and packages from the Python package registry.
+//! Fetching libtorch from the Python package registry.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use crate::process::{cache, check, command, target, user_libtorch};
 
 /// Version of libtorch that `tch` requires.
-const TORCH_VERSION: &str = "2.11.0";
+pub(crate) const TORCH_VERSION: &str = "2.11.0";
 
 /// Wheel tags that run on any x86-64 Linux of recent years; pip matches each of them literally.
 const PLATFORMS: [&str; 4] =
@@ -31,13 +31,6 @@ for wheel in sys.argv[2:]:
             runtime = name.startswith("nvidia/") and (base.startswith("libcudart.so") or base.startswith("libcupti.so"))
             if header or library or runtime:
                 archive.extract(name, out)
-"#;
-
-/// Extracts one file from a wheel.
-const UNPACK_ONE: &str = r#"
-import shutil, sys, zipfile
-with zipfile.ZipFile(sys.argv[1]) as archive, archive.open(sys.argv[2]) as source, open(sys.argv[3], "wb") as target:
-    shutil.copyfileobj(source, target)
 "#;
 
 /// Provides libtorch: the user's (`LIBTORCH`), or one in the cache that `target/libtorch` points to.
@@ -124,7 +117,7 @@ fn fetch_libtorch(home: &Path) -> Result<()> {
 }
 
 /// Downloads wheels without their dependencies and returns their paths.
-pub(crate) fn download(packages: &[String], folder: &Path) -> Result<Vec<PathBuf>> {
+fn download(packages: &[String], folder: &Path) -> Result<Vec<PathBuf>> {
     let mut pip = command("python3");
     // Any Python may run this; the wheels are for the version that the libraries were tested with.
     pip.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"])
@@ -142,13 +135,6 @@ pub(crate) fn download(packages: &[String], folder: &Path) -> Result<Vec<PathBuf
     Ok(wheels)
 }
 
-/// Extracts one file of a wheel to `target`.
-pub(crate) fn unpack_one(wheel: &Path, name: &str, target: &Path) -> Result<()> {
-    let mut python = command("python3");
-    python.args(["-c", UNPACK_ONE]).arg(wheel).arg(name).arg(target);
-    check(&format!("take {name} out of {}", wheel.display()), &mut python)
-}
-
 fn link(home: &Path) -> Result<()> {
     let link = target().join("libtorch");
     fs::create_dir_all(target()).context("create the target folder")?;
@@ -162,10 +148,10 @@ fn link(home: &Path) -> Result<()> {
 }
 
 /// A temporary folder, removed on drop.
-pub(crate) struct Scratch(pub(crate) PathBuf);
+struct Scratch(PathBuf);
 
 impl Scratch {
-    pub(crate) fn new(parent: &Path) -> Result<Self> {
+    fn new(parent: &Path) -> Result<Self> {
         let path = parent.join(format!("unfinished-{}", std::process::id()));
         fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
         Ok(Self(path))

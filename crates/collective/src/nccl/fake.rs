@@ -19,12 +19,12 @@ pub(crate) struct Fake {
     pub(crate) breaks_at: Option<usize>,
     /// How long an abort takes; the state of the communicator stays as it is until then.
     pub(crate) abort_takes: Duration,
-    pub(super) state: Mutex<State>,
+    pub(super) state: Mutex<FakeState>,
     pub(super) live: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct State {
+pub(super) struct FakeState {
     log: Vec<String>,
     memory: HashMap<u64, Vec<u8>>,
     next: usize,

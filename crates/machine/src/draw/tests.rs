@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use pacs_order::{Curriculum, DrawOrder, DrawPlan, SetShare};
 use pacs_types::{GroupId, Outcome, Role, SampleId};
 
-use crate::verbs::testing::*;
+use crate::handlers::testing::*;
 use crate::{Counter, Effect, Event, Machine, Options, PhaseKind, Record, Snapshot, UniformGroups};
 
 /// Nearly six epochs of seven problems, so that epochs end at every position within a step.

@@ -36,7 +36,7 @@ pub(crate) struct Judgement {
 /// State of one sample position of a group.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Slot {
-    pub(super) state: State,
+    pub(super) state: SampleState,
     /// Samples that were given up at this position as unverifiable.
     pub(super) replaced: u32,
     /// The lease that the sample was submitted under.
@@ -55,7 +55,7 @@ pub(super) struct Slot {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) enum State {
+pub(super) enum SampleState {
     /// Waits for a rollout worker; its group is in the queue.
     Missing,
     Generating {
@@ -78,9 +78,9 @@ pub(crate) fn present(groups: &BTreeMap<GroupId, Group>) -> impl Iterator<Item =
         (0u32..).zip(&group.samples).filter_map(move |(index, slot)| {
             let sample = SampleId { group: *id, index };
             match slot.state {
-                State::Missing | State::Generating { .. } => None,
-                State::Unverified | State::Verifying => Some((sample, slot.generated_under, None)),
-                State::Judged { under, .. } => Some((sample, slot.generated_under, Some(under))),
+                SampleState::Missing | SampleState::Generating { .. } => None,
+                SampleState::Unverified | SampleState::Verifying => Some((sample, slot.generated_under, None)),
+                SampleState::Judged { under, .. } => Some((sample, slot.generated_under, Some(under))),
             }
         })
     })
@@ -107,8 +107,8 @@ impl Group {
 
     /// Whether no token of the group can come from weights newer than `version`.
     pub(crate) fn is_of(&self, version: WeightVersion) -> bool {
-        let is_there = |slot: &&Slot| !matches!(slot.state, State::Missing | State::Generating { .. });
-        let is_lent = self.samples.iter().any(|slot| matches!(slot.state, State::Generating { .. }));
+        let is_there = |slot: &&Slot| !matches!(slot.state, SampleState::Missing | SampleState::Generating { .. });
+        let is_lent = self.samples.iter().any(|slot| matches!(slot.state, SampleState::Generating { .. }));
         !is_lent && self.born <= version && self.samples.iter().filter(is_there).all(|slot| slot.newest <= version)
     }
 
@@ -118,22 +118,28 @@ impl Group {
         let (_, low, high) = match by {
             UniformBy::Labels => self.labels(),
             UniformBy::Rewards => bounds(self.samples.iter().filter_map(|slot| match slot.state {
-                State::Judged { label, reward, .. } => Some(reward.unwrap_or(label)),
-                State::Missing | State::Generating { .. } | State::Unverified | State::Verifying => None,
+                SampleState::Judged { label, reward, .. } => Some(reward.unwrap_or(label)),
+                SampleState::Missing
+                | SampleState::Generating { .. }
+                | SampleState::Unverified
+                | SampleState::Verifying => None,
             })),
         };
         low == high
     }
 
     pub(super) fn missing(&self) -> usize {
-        self.samples.iter().filter(|slot| slot.state == State::Missing).count()
+        self.samples.iter().filter(|slot| slot.state == SampleState::Missing).count()
     }
 
     /// The labels of the judged samples.
     pub(crate) fn judged_labels(&self) -> impl Iterator<Item = f64> {
         self.samples.iter().filter_map(|slot| match slot.state {
-            State::Judged { label, .. } => Some(label),
-            State::Missing | State::Generating { .. } | State::Unverified | State::Verifying => None,
+            SampleState::Judged { label, .. } => Some(label),
+            SampleState::Missing
+            | SampleState::Generating { .. }
+            | SampleState::Unverified
+            | SampleState::Verifying => None,
         })
     }
 
@@ -153,7 +159,7 @@ fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64, f64) {
 impl Slot {
     pub(super) fn empty() -> Self {
         Self {
-            state: State::Missing,
+            state: SampleState::Missing,
             replaced: 0,
             generated_under: LeaseId(0),
             version: WeightVersion(0),

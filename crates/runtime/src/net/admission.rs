@@ -52,7 +52,7 @@ pub(super) struct Admission(Arc<Seats>);
 
 #[derive(Debug)]
 struct Seats {
-    state: Mutex<State>,
+    state: Mutex<AdmissionState>,
     /// Notified when the listener may have room for another connection.
     freed: Notify,
     /// Seats for strangers that speak.
@@ -66,7 +66,7 @@ struct Chances {
 }
 
 #[derive(Debug)]
-struct State {
+struct AdmissionState {
     most: usize,
     most_silent: usize,
     chances: Chances,
@@ -130,12 +130,13 @@ impl Admission {
 
     fn with(most: usize, most_silent: usize, most_strangers: usize, chances: Chances) -> Self {
         let (newest, settled, silent, strangers, proven, lines, untold) = Default::default();
-        let state = State { most, most_silent, chances, newest, settled, silent, strangers, proven, lines, untold };
+        let state =
+            AdmissionState { most, most_silent, chances, newest, settled, silent, strangers, proven, lines, untold };
         let room = Arc::new(Semaphore::new(most_strangers));
         Self(Arc::new(Seats { state: Mutex::new(state), freed: Notify::new(), room }))
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, AdmissionState> {
         // Every change under the lock is complete, so a poisoned lock is usable.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -193,14 +194,14 @@ impl Admission {
         Self::complain(&mut self.lock(), line);
     }
 
-    fn complain(state: &mut State, line: impl FnOnce() -> String) {
+    fn complain(state: &mut AdmissionState, line: impl FnOnce() -> String) {
         if let Some(untold) = state.may_say(Instant::now()) {
             tracing::warn!(untold, "{}", line());
         }
     }
 }
 
-impl State {
+impl AdmissionState {
     fn taken(&self) -> usize {
         self.silent.len() + self.strangers.len() + self.proven.len() + self.settled.len()
     }
@@ -311,7 +312,7 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut state = self.admission.lock();
-        let State { silent, strangers, proven, .. } = &mut *state;
+        let AdmissionState { silent, strangers, proven, .. } = &mut *state;
         // The seat of an evicted connection is gone already.
         if [silent, strangers, proven].into_iter().all(|places| places.remove(&self.number).is_none()) {
             state.settled.remove(&self.number);
@@ -486,7 +487,7 @@ mod tests {
     #[test]
     fn many_strangers_are_not_told_of_one_by_one() {
         let mut state =
-            State { most: 1, ..Arc::into_inner(Admission::new(1, 1).0).unwrap().state.into_inner().unwrap() };
+            AdmissionState { most: 1, ..Arc::into_inner(Admission::new(1, 1).0).unwrap().state.into_inner().unwrap() };
         let now = Instant::now();
         assert_eq!((0..1000).filter(|_| state.may_say(now).is_some()).count(), MOST_LINES as usize);
         assert_eq!(state.may_say(now + WINDOW), Some(1000 - u64::from(MOST_LINES)));
@@ -495,7 +496,8 @@ mod tests {
     #[test]
     fn descriptors_are_left_for_the_process_itself() {
         let admission = Admission::of_process();
-        let (State { most, most_silent, .. }, strangers) = (&*admission.lock(), admission.0.room.available_permits());
+        let (AdmissionState { most, most_silent, .. }, strangers) =
+            (&*admission.lock(), admission.0.room.available_permits());
         assert!(*most >= 1 && *most < descriptors(), "{most}");
         assert!(strangers <= MOST_STRANGERS && strangers + most_silent <= most + 1, "{strangers} {most_silent} {most}");
     }

@@ -81,10 +81,10 @@ pub struct Tls {
     /// A folder with three files, or a single file with all of them.
     folder: PathBuf,
     role: PeerRole,
-    state: Mutex<State>,
+    state: Mutex<LoadedFiles>,
 }
 
-struct State {
+struct LoadedFiles {
     stamp: Stamp,
     configs: Configs,
     /// Last version of the files that could not be used, so that each is logged once.
@@ -105,7 +105,7 @@ impl Tls {
     pub(super) fn load(folder: &Path, role: PeerRole) -> Result<Self, TlsError> {
         let stamp = stamp(folder)?;
         let configs = read(folder, role)?;
-        Ok(Self { folder: folder.to_owned(), role, state: Mutex::new(State { stamp, configs, refused: None }) })
+        Ok(Self { folder: folder.to_owned(), role, state: Mutex::new(LoadedFiles { stamp, configs, refused: None }) })
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -136,7 +136,7 @@ impl Tls {
         match read(&self.folder, self.role) {
             Ok(configs) => {
                 tracing::info!(folder = %self.folder.display(), "certificates were read again");
-                *state = State { stamp, configs, refused: None };
+                *state = LoadedFiles { stamp, configs, refused: None };
             }
             Err(error) => {
                 tracing::error!("the changed certificates cannot be used, the old ones stay: failed to {error}");
