@@ -115,6 +115,22 @@ pub fn queues(queues: &v1::QueueDepths) -> Value {
     })
 }
 
+/// A server that a rollout worker drives.
+#[must_use]
+pub fn server(server: &v1::EngineServer) -> Value {
+    json!({
+        "address": server.address,
+        "state": server.state,
+        "weight_version": server.weight_version,
+        "in_flight": server.in_flight,
+        "running": server.running,
+        "queued": server.queued,
+        "samples": server.samples,
+        "discarded": server.discarded,
+        "error": server.error,
+    })
+}
+
 /// The status of a run.
 #[must_use]
 pub fn status(status: &v1::GetStatusResponse) -> Value {
@@ -130,6 +146,7 @@ pub fn status(status: &v1::GetStatusResponse) -> Value {
             "silent_seconds": number(worker.seconds_since_heartbeat),
             "leases": worker.leases,
             "draining": worker.draining,
+            "servers": worker.servers.iter().map(server).collect::<Vec<_>>(),
         })
     };
     let verifier = |verifier: &v1::VerifierStatus| {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, ensure};
 use pacs_runtime::{harmless, harmless_lines};
-use pacs_spec::{DeviceKind, JobSpec};
+use pacs_spec::{DeviceKind, JobSpec, RolloutEngineKind};
 
 use super::quoted_path;
 use crate::arguments::{LaunchSlurm, Only};
@@ -169,15 +169,20 @@ fn check_warning(arguments: &LaunchSlurm) -> Result<()> {
 
 fn steps(spec: &JobSpec, only: Option<Only>) -> Vec<Step> {
     let resources = &spec.resources;
-    let (learner, rollout) = ("pacs-worker learner", "pacs-worker rollout");
+    let learner = "pacs-worker learner";
+    // Servers have GPUs of their own, which this allocation does not know.
+    let (rollout, computes) = match spec.rollout.engine {
+        RolloutEngineKind::Native => ("pacs-worker rollout", true),
+        RolloutEngineKind::Vllm => ("pacs rollout", false),
+    };
     let step = |role, tasks, offset, command, computes| Step { role, tasks, offset, command, computes };
     let steps = match only {
         None => vec![
             step("verifier", resources.verifiers, 0, "pacs verifier", false),
-            step("rollout", resources.rollouts, spec.learners(), rollout, true),
+            step("rollout", resources.rollouts, if computes { spec.learners() } else { 0 }, rollout, computes),
             step("learner", spec.learners(), 0, learner, true),
         ],
-        Some(Only::Rollouts) => vec![step("rollout", resources.rollouts, 0, rollout, true)],
+        Some(Only::Rollouts) => vec![step("rollout", resources.rollouts, 0, rollout, computes)],
         Some(Only::Verifiers) => vec![step("verifier", resources.verifiers, 0, "pacs verifier", false)],
     };
     steps.into_iter().filter(|step| step.tasks > 0).collect()
