@@ -94,6 +94,8 @@ pub struct StubState {
     pub requests: Vec<Value>,
     /// How many folders were loaded.
     pub reloads: u32,
+    /// Tokens that it has drawn.
+    pub tokens: u64,
     /// Requests that it computes.
     pub running: u32,
     /// Requests that it says are queued.
@@ -117,6 +119,7 @@ impl Default for StubState {
             always: None,
             requests: Vec::new(),
             reloads: 0,
+            tokens: 0,
             running: 0,
             queued: 0,
         }
@@ -465,7 +468,8 @@ async fn generate(body: &Value, state: &Mutex<StubState>) -> Result<Answer> {
             tokio::time::sleep(Duration::from_millis(token_ms)).await;
         }
         wait_while_paused(state).await;
-        let state = lock(state);
+        let mut state = lock(state);
+        state.tokens += 1;
         logprobs.push(stub_logprob(*token, state.weight));
         match spans.last_mut() {
             Some((label, _, end)) if *label == state.label => *end = place + 1,

@@ -17,7 +17,7 @@ use pacs_weights::{Fetched, HostStore, Received, Transport, VersionId, WeightKin
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(60);
 const RUN: &str = "0123456789abcdef0123456789abcdef";
 const PROMPT: [u32; 3] = [5, 6, 7];
 
@@ -48,6 +48,11 @@ fn spec(endpoints: &[String], folder: &Path, more: &str) -> Result<JobSpec> {
     pacs_spec::parse(&text, Path::new("a.toml")).map_err(|error| anyhow::anyhow!("{error}"))
 }
 
+fn store(place: &Path) -> Result<HostStore> {
+    std::fs::create_dir(place)?;
+    Ok(HostStore::open_in("run", &[place.to_owned()])?)
+}
+
 impl Setup {
     async fn new(states: Vec<StubState>, more: &str) -> Result<Self> {
         let mut stubs = Vec::new();
@@ -60,7 +65,7 @@ impl Setup {
         let engine =
             VllmEngine::start(&spec, RUN, "rollout-0", &VllmOptions::default()).map_err(anyhow::Error::msg)?;
         let (attached, outputs) = engine.attach();
-        let store = HostStore::open_in("run", &[folder.path().join("store")])?;
+        let store = store(&folder.path().join("store"))?;
         let config = ModelConfig::read(&model())?;
         let end = *config.end_tokens.first().context("the model has an end token")?;
         let layout = ParameterLayout::new(&config);
@@ -89,11 +94,21 @@ impl Setup {
 
     async fn servers_until(&self, what: &str, holds: impl Fn(&[EngineServer]) -> bool) -> Result<Vec<EngineServer>> {
         let mut servers = self.engine.servers();
-        let found = timeout(PATIENCE, servers.wait_for(|servers| holds(servers))).await;
+        let found = timeout(PATIENCE, servers.wait_for(|servers| !servers.is_empty() && holds(servers))).await;
         match found {
             Ok(servers) => Ok(servers?.clone()),
             Err(_) => bail!("{what} did not happen: {:?}", *self.engine.servers().borrow()),
         }
+    }
+
+    /// Waits until a server computes so many requests.
+    async fn running(&self, server: usize, requests: u32) -> Result<()> {
+        let reached = async {
+            while self.stubs[server].state().running < requests {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(PATIENCE, reached).await.with_context(|| format!("server {server} never has {requests} requests"))
     }
 
     fn ask(&self, ticket: u64, samples: u32, oldest: VersionId) -> Result<()> {
@@ -189,12 +204,13 @@ async fn an_update_under_running_requests_names_the_version_of_every_token() -> 
     let mut setup = Setup::new(vec![slow], "").await?;
     let first = setup.serve(0, 0.125).await?;
     setup.ask(1, 24, first)?;
-    tokio::time::timeout(PATIENCE, async {
-        while setup.stubs[0].state().running < 24 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+    // Some tokens of the first version, and most still to come.
+    let begun = async {
+        while setup.stubs[0].state().tokens < 48 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
-    })
-    .await?;
+    };
+    timeout(PATIENCE, begun).await?;
     setup.serve(1, 0.25).await?;
     let samples = setup.samples(24).await?;
     let mut mixed = 0;
@@ -211,7 +227,7 @@ async fn an_update_under_running_requests_names_the_version_of_every_token() -> 
         assert_eq!(sample.version, sample.spans[0].version);
         mixed += usize::from(sample.spans.len() > 1);
     }
-    assert!(mixed > 0, "no request met the update");
+    assert!(mixed > 0, "no request met the update: {:?}", *setup.engine.servers().borrow());
     assert_eq!(setup.stubs[0].state().reloads, 2);
     // What is asked for from now on may not be older.
     let second = VersionId::new(1, 1);
@@ -303,9 +319,7 @@ async fn a_server_that_dies_and_comes_back_with_old_weights_gets_the_new_ones_fi
     for ticket in 0..8 {
         setup.ask(ticket, 4, version)?;
     }
-    while setup.stubs[0].state().running == 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    setup.running(0, 1).await?;
     setup.stubs[0].kill();
     let samples = setup.samples(32).await?;
     samples.values().for_each(|finished| setup.check(finished, 3, 0.125));
@@ -316,7 +330,8 @@ async fn a_server_that_dies_and_comes_back_with_old_weights_gets_the_new_ones_fi
 
     setup.stubs[0].restart().await?;
     setup.servers_until("it is ready again", |servers| servers[0].state == "ready").await?;
-    assert_eq!((setup.stubs[0].state().reloads, setup.stubs[0].state().weight), (2, 0.125));
+    let restarted = setup.stubs[0].state().clone();
+    assert_eq!((restarted.reloads, restarted.weight), (2, 0.125));
     for ticket in 10..26 {
         setup.ask(ticket, 4, version)?;
     }
@@ -433,7 +448,7 @@ async fn a_worker_that_starts_again_uses_what_its_servers_hold() -> Result<()> {
     let spec = spec(&[stubs[0].url()], folder.path(), "")?;
     let engine = VllmEngine::start(&spec, RUN, "rollout-0", &VllmOptions::default()).map_err(anyhow::Error::msg)?;
     let (attached, outputs) = engine.attach();
-    let store = HostStore::open_in("run", &[folder.path().join("again")])?;
+    let store = store(&folder.path().join("again"))?;
     let config = ModelConfig::read(&model())?;
     let (end, layout) = (config.end_tokens[0], ParameterLayout::new(&config));
     let mut setup = Setup { stubs, engine, attached, outputs, store, end, layout, folder };
@@ -459,15 +474,11 @@ async fn a_cancelled_group_and_an_ended_registration_leave_no_request_behind() -
         timeout(Duration::from_secs(2), ended).await.context("requests are left")
     };
     setup.ask(1, 30, version)?;
-    while setup.stubs[0].state().running < 30 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    setup.running(0, 30).await?;
     setup.attached.cancel(1);
     idle(&setup).await?;
     setup.ask(2, 30, version)?;
-    while setup.stubs[0].state().running < 30 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    setup.running(0, 30).await?;
     let (attached, outputs) = setup.engine.attach();
     // The old registration ends after the new one has begun.
     setup.attached = attached;
