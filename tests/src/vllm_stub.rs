@@ -441,7 +441,9 @@ async fn generate(body: &Value, state: &Mutex<StubState>) -> Result<Answer> {
         };
         let scored = prompt.iter().enumerate().map(|(place, token)| match place {
             0 => Value::Null,
-            _ => json!({token.to_string(): {"logprob": stub_logprob(*token, weight), "rank": 1, "decoded_token": null}}),
+            _ => {
+                json!({token.to_string(): {"logprob": stub_logprob(*token, weight), "rank": 1, "decoded_token": null}})
+            }
         });
         let choice = json!({
             "index": 0, "finish_reason": "length", "stop_reason": null, "token_ids": [1], "logprobs": null,

@@ -62,8 +62,7 @@ impl Setup {
         let folder = tempfile::tempdir()?;
         let endpoints: Vec<String> = stubs.iter().map(VllmStub::url).collect();
         let spec = spec(&endpoints, folder.path(), more)?;
-        let engine =
-            VllmEngine::start(&spec, RUN, "rollout-0", &VllmOptions::default()).map_err(anyhow::Error::msg)?;
+        let engine = VllmEngine::start(&spec, RUN, "rollout-0", &VllmOptions::default()).map_err(anyhow::Error::msg)?;
         let (attached, outputs) = engine.attach();
         let store = store(&folder.path().join("store"))?;
         let config = ModelConfig::read(&model())?;
@@ -173,7 +172,9 @@ fn stubs(count: usize) -> Vec<StubState> {
 async fn samples_are_what_their_noise_and_weights_make_them() -> Result<()> {
     let mut setup = Setup::new(stubs(2), "").await?;
     let version = setup.serve(0, 0.125).await?;
-    setup.servers_until("two servers are ready", |servers| servers.iter().all(|server| server.state == "ready")).await?;
+    setup
+        .servers_until("two servers are ready", |servers| servers.iter().all(|server| server.state == "ready"))
+        .await?;
     assert_eq!(*setup.attached.capacity().borrow(), 64);
     for ticket in 0..20 {
         setup.ask(ticket, 4, version)?;
@@ -189,7 +190,10 @@ async fn samples_are_what_their_noise_and_weights_make_them() -> Result<()> {
         for request in &state.requests {
             assert_eq!(request["token_ids"], serde_json::json!(PROMPT), "token ids, and nothing else");
             let params = &request["sampling_params"];
-            assert_eq!((&params["n"], &params["ignore_eos"], &params["logprobs"]), (&1.into(), &true.into(), &0.into()));
+            assert_eq!(
+                (&params["n"], &params["ignore_eos"], &params["logprobs"]),
+                (&1.into(), &true.into(), &0.into())
+            );
             assert_eq!(request["cache_salt"], state.label.as_str(), "prefixes are shared within one version only");
             seeds.insert(params["seed"].as_u64().context("a seed")?);
         }
@@ -380,7 +384,10 @@ async fn weights_that_a_server_did_not_load_are_noticed() -> Result<()> {
     setup.stubs[0].state().loads = false;
     setup.install(1, 0.25)?;
     let servers = setup.servers_until("it is down", |servers| servers[0].state == "down").await?;
-    assert!(servers[0].error.contains("its checksums of version 1 of generation 1 are those of version 0"), "{servers:?}");
+    assert!(
+        servers[0].error.contains("its checksums of version 1 of generation 1 are those of version 0"),
+        "{servers:?}"
+    );
     assert_eq!(*setup.attached.serves().borrow(), Some(version));
     setup.stubs[0].state().loads = true;
     setup.servers_until("it recovers", |servers| servers[0].weight_version == Some(1)).await?;
@@ -498,7 +505,8 @@ async fn a_server_that_queues_requests_gets_no_more() -> Result<()> {
     states[0].queued = 5;
     let mut setup = Setup::new(states, "").await?;
     let version = setup.serve(0, 0.125).await?;
-    let known = |servers: &[EngineServer]| servers[0].queued == 5 && servers.iter().all(|server| server.state == "ready");
+    let known =
+        |servers: &[EngineServer]| servers[0].queued == 5 && servers.iter().all(|server| server.state == "ready");
     setup.servers_until("its queue is known", known).await?;
     for ticket in 0..8 {
         setup.ask(ticket, 8, version)?;

@@ -91,7 +91,7 @@ fn each_engine_refuses_the_worker_of_the_other() -> Result<()> {
         if !vllm {
             command.args(["--endpoint", &stub.url()]);
         }
-        let certificates = job.run_path("tls");
+        let certificates = job.run_path("certificates");
         let output = command.arg("--tls-dir").arg(certificates).stdin(Stdio::null()).output()?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(78), "{said}");

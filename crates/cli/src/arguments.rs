@@ -20,7 +20,9 @@ use crate::look::watch::Watch;
 use crate::operate::{DrainWorker, OnRun, SetValue, Stop};
 use crate::run::StopBefore;
 
-pub(crate) use self::cluster::{Certs, Coordinator, Doctor, ExecChild, Rollout, RunId, SandboxInit, Supervise, Verifier};
+pub(crate) use self::cluster::{
+    Certs, Coordinator, Doctor, ExecChild, Rollout, RunId, SandboxInit, Supervise, Verifier,
+};
 pub(crate) use self::eval::{Eval, EvalCommand, EvalCompare, EvalReport, Measure, Preset};
 pub(crate) use self::hub::{Fetch, Push};
 pub(crate) use self::launch::{LaunchCommand, LaunchKubernetes, LaunchSlurm, Only};

@@ -156,8 +156,11 @@ fn workers_table(text: &mut String, status: &GetStatusResponse) {
 
 /// Appends the table of servers that rollout workers drive.
 fn servers_table(text: &mut String, status: &GetStatusResponse) {
-    let mut rows =
-        vec![["server", "worker", "state", "version", "in flight", "running", "queued", "samples", "discarded", "error"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["server", "worker", "state", "version", "in flight", "running", "queued", "samples", "discarded", "error"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     for worker in &status.workers {
         for server in &worker.servers {
             rows.push(vec![

@@ -83,6 +83,9 @@ impl<E: RolloutEngine> Leasing<E> {
             if in_flight < rows {
                 return Ok((in_flight, rows));
             }
+            if rows == 0 && in_flight == 0 {
+                self.activity.set("waiting for servers");
+            }
             tokio::select! {
                 changed = self.changed.changed() =>
                     changed.map_err(|_| ServeError::Rejoin("the submitting side ended".into()))?,

@@ -18,7 +18,7 @@ mod weights;
 
 pub use engine::{Engine, EngineCounts, EngineError, EngineOptions};
 pub use memory::cache_tokens;
-pub use schedule::BlockCounts;
 pub use pacs_engine::{Finished, GroupJob, RolloutError, SamplingOptions};
+pub use schedule::BlockCounts;
 pub use service::{RolloutOptions, run};
 pub use weights::{Base, MappedWeights, WeightsError};

@@ -1,8 +1,8 @@
 //! The thread that owns the engine and its tensors. It outlives registrations: a worker that joins again has its weights.
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc as sync;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc as sync;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -163,7 +163,8 @@ impl EngineThread {
         let built = Arc::clone(&setup);
         let generate = move || {
             let registration = Span::none();
-            Worker { setup: &built, engine: None, outbox: None, registration, number: 0, weights: None, told: 0 }.run(&inbox);
+            Worker { setup: &built, engine: None, outbox: None, registration, number: 0, weights: None, told: 0 }
+                .run(&inbox);
         };
         let thread = std::thread::Builder::new().name("engine".into()).spawn(generate)?;
         Ok(Self { setup, commands, thread, held: Arc::default(), registrations: AtomicU64::new(0) })

@@ -91,11 +91,7 @@ pub(crate) fn accept(
 }
 
 /// Log-probs of the tokens from `first` on, and the label of the weights that scored them.
-pub(crate) fn scores(
-    answer: GenerateResponse,
-    tokens: &[u32],
-    first: usize,
-) -> Result<(Vec<f32>, String), Fault> {
+pub(crate) fn scores(answer: GenerateResponse, tokens: &[u32], first: usize) -> Result<(Vec<f32>, String), Fault> {
     let malformed = |problem: &str| Fault::Malformed { call: "score", problem: problem.to_owned() };
     if answer.prompt_token_ids.as_deref() != Some(tokens) {
         return Err(Fault::OtherPrompt);
@@ -143,7 +139,9 @@ fn check_logprobs(logprobs: Option<Logprobs>, tokens: &[u32]) -> Result<Vec<f32>
     pairs
         .map(|(found, token)| match found.token_id == *token {
             true => checked(found.logprob),
-            false => Err(Fault::WrongTokens(format!("a log-prob of token {}, where {token} was drawn", found.token_id))),
+            false => {
+                Err(Fault::WrongTokens(format!("a log-prob of token {}, where {token} was drawn", found.token_id)))
+            }
         })
         .collect()
 }
@@ -157,11 +155,7 @@ fn checked(logprob: f32) -> Result<f32, Fault> {
 }
 
 /// The version of every token.
-fn versions_of(
-    spans: &[WeightVersionSpan],
-    tokens: usize,
-    installed: &Installed,
-) -> Result<Vec<VersionId>, Fault> {
+fn versions_of(spans: &[WeightVersionSpan], tokens: usize, installed: &Installed) -> Result<Vec<VersionId>, Fault> {
     let mut versions = Vec::with_capacity(tokens);
     for span in spans {
         if span.start != versions.len() || span.end < span.start || span.end > tokens {

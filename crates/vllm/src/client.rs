@@ -224,6 +224,16 @@ impl Client {
         self.send("generate", prompt, sampling_params, salt, most).await
     }
 
+    /// Generates one answer and counts its tokens, for measurements: it is checked for nothing.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    pub async fn count_tokens(&self, prompt: &[u32], drawing: &Drawing<'_>, salt: &str) -> Result<usize, Fault> {
+        let answer = self.generate(prompt, drawing, salt).await?;
+        let tokens = answer.choices.iter().map(|choice| choice.token_ids.as_ref().map_or(0, Vec::len));
+        Ok(tokens.sum())
+    }
+
     /// Scores `tokens` as a prompt; the answer has their log-probs at temperature 1, and one more token.
     pub(crate) async fn score(&self, tokens: &[u32], salt: &str) -> Result<GenerateResponse, Fault> {
         let sampling_params = SamplingParams {
@@ -260,9 +270,9 @@ impl Client {
             Err(Fault::Refused { status: 403, message, .. }) => {
                 Err(Fault::Unfit(format!("it does not take token ids: start it with --enable-scale-out ({message})")))
             }
-            Err(Fault::Refused { status: 401, .. }) => {
-                Err(Fault::Unfit("it asks for a key: set PACS_VLLM_API_KEY to that of `vllm serve --api-key`".to_owned()))
-            }
+            Err(Fault::Refused { status: 401, .. }) => Err(Fault::Unfit(
+                "it asks for a key: set PACS_VLLM_API_KEY to that of `vllm serve --api-key`".to_owned(),
+            )),
             answer => parse(name, &answer?),
         }
     }

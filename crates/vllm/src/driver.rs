@@ -119,11 +119,15 @@ impl Driver {
     /// Drives the server until the dispatcher is gone.
     pub(crate) async fn run(mut self) {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+        let mut told = None;
         loop {
             match self.session(&mut backoff).await {
                 Stop::Fault(fault) => {
-                    self.held = None;
-                    tracing::warn!(server = self.endpoint, fault = fault.name(), "server is down: {fault}");
+                    // A server that was there meanwhile is worth another line.
+                    if self.held.take().is_some() || told.as_ref() != Some(&fault) {
+                        tracing::warn!(server = self.endpoint, fault = fault.name(), "server is down: {fault}");
+                    }
+                    told = Some(fault.clone());
                     if !self.tell(News::Down(fault)).await {
                         return;
                     }
@@ -277,10 +281,7 @@ impl Driver {
         }
     }
 
-    async fn check_sums(
-        &self,
-        wanted: &Prepared,
-    ) -> Result<Option<Sums>, Fault> {
+    async fn check_sums(&self, wanted: &Prepared) -> Result<Option<Sums>, Fault> {
         if !self.shared.needs.checksums {
             return Ok(None);
         }

@@ -74,7 +74,8 @@ impl VllmEngine {
         let folder = snapshot_here(&spec.model.path).map_err(|error| error.to_string())?;
         let config = ModelConfig::read(&folder).map_err(|error| error.to_string())?;
         let tokenizer = Tokenizer::read(&folder).map_err(|error| error.to_string())?;
-        let vocabulary = u32::try_from(config.vocab_size).map_err(|_| "the model's vocabulary has no size".to_owned())?;
+        let vocabulary =
+            u32::try_from(config.vocab_size).map_err(|_| "the model's vocabulary has no size".to_owned())?;
         let model = Arc::new(Model { tokenizer, end_tokens: config.end_tokens.clone(), vocabulary });
 
         // Workers of one run may share a folder, and each removes what it left there.

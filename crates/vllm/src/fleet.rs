@@ -49,7 +49,11 @@ pub(crate) struct Board {
 
 impl Default for Board {
     fn default() -> Self {
-        Self { capacity: watch::Sender::new(0), serves: watch::Sender::new(None), servers: watch::Sender::new(Vec::new()) }
+        Self {
+            capacity: watch::Sender::new(0),
+            serves: watch::Sender::new(None),
+            servers: watch::Sender::new(Vec::new()),
+        }
     }
 }
 
@@ -188,7 +192,8 @@ impl Fleet {
                 for wanted in keys.into_iter().filter_map(|key| self.abort(key)).collect::<Vec<_>>() {
                     self.retry(number, wanted, &lost).await;
                 }
-                let unverified = Fault::UnknownVersion("the server was lost before its weights were verified".to_owned());
+                let unverified =
+                    Fault::UnknownVersion("the server was lost before its weights were verified".to_owned());
                 for (wanted, _) in parked {
                     self.retry(number, wanted, &unverified).await;
                 }
@@ -347,7 +352,11 @@ async fn request(
         let version = shared.installed.version_of(&scored_by);
         match accepted.versions[..] {
             [one] if version == Some(one) => {}
-            _ => return Err(Fault::UnknownVersion("a sample was not scored by the version that generated it".to_owned())),
+            _ => {
+                return Err(Fault::UnknownVersion(
+                    "a sample was not scored by the version that generated it".to_owned(),
+                ));
+            }
         }
         accepted.sample.sampled_logprobs = std::mem::replace(&mut accepted.sample.logprobs, logprobs);
     }

@@ -81,8 +81,7 @@ async fn exchange_unbounded(call: Call<'_>) -> Result<Vec<u8>, Fault> {
     let broken = |error: hyper::Error| Fault::Broken(chain(&error));
     // Best effort: without it an answer arrives a little later.
     let _ = stream.set_nodelay(true);
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     // Ends with the sender and the body, which this future owns; so a dropped call closes its connection.
     let connection = Connection(tokio::spawn(async move { drop(connection.await) }));
     let response = sender.send_request(request(&call)).await.map_err(broken)?;

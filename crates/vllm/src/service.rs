@@ -53,7 +53,8 @@ impl Worker for Rollout {
         let spec: JobSpec =
             toml::from_str(&membership.job_spec).map_err(|error| config(format!("job spec: {error}")))?;
         if spec.rollout.engine != RolloutEngineKind::Vllm {
-            let problem = "`rollout.engine` of the job is \"native\": its rollout workers are started as `pacs-worker rollout`";
+            let problem =
+                "`rollout.engine` of the job is \"native\": its rollout workers are started as `pacs-worker rollout`";
             return Err(config(problem.to_owned()));
         }
         let run_id = membership.run_id.get().unwrap_or_default();

@@ -38,7 +38,13 @@ impl Check {
         if let Some(folder) = vllm.server_weights_dir.filter(|_| vllm.weights_dir.is_none()) {
             let message = "expected `rollout.vllm.weights_dir` as well: this is another name of that folder";
             let also = &["rollout.vllm.weights_dir"];
-            self.that(false, "rollout.vllm.server_weights_dir", format!("{:?}", folder.display().to_string()), message, also);
+            self.that(
+                false,
+                "rollout.vllm.server_weights_dir",
+                format!("{:?}", folder.display().to_string()),
+                message,
+                also,
+            );
         }
     }
 
@@ -50,15 +56,28 @@ impl Check {
             self.fail(Problem::new("model.lora", message), also);
         }
         if spec.evaluation.only {
-            let message = "expected false with `rollout.engine` = \"vllm\": nothing is published that its servers could load";
+            let message =
+                "expected false with `rollout.engine` = \"vllm\": nothing is published that its servers could load";
             self.that(false, "evaluation.only", true, message, also);
         }
         let (rollout, defaults) = (&spec.rollout, RolloutSpec::default());
         let message = "has no effect with `rollout.engine` = \"vllm\", whose servers have settings of their own";
-        self.that(rollout.cache_tokens == defaults.cache_tokens, "rollout.cache_tokens", rollout.cache_tokens, message, also);
+        self.that(
+            rollout.cache_tokens == defaults.cache_tokens,
+            "rollout.cache_tokens",
+            rollout.cache_tokens,
+            message,
+            also,
+        );
         let kernels = rollout.kernels == defaults.kernels;
         self.that(kernels, "rollout.kernels", "\"reference\"", message, also);
-        self.that(rollout.cuda_graphs == defaults.cuda_graphs, "rollout.cuda_graphs", rollout.cuda_graphs, message, also);
+        self.that(
+            rollout.cuda_graphs == defaults.cuda_graphs,
+            "rollout.cuda_graphs",
+            rollout.cuda_graphs,
+            message,
+            also,
+        );
     }
 
     fn sampled_by_vllm(&mut self, spec: &JobSpec) {
@@ -96,7 +115,13 @@ impl Check {
         let workers = spec.resources.rollouts;
         let message = "expected 0 or 1 with `rollout.vllm.endpoints`: two workers would change the weights of the same servers; \
                        leave those out to give each worker servers of its own (`pacs rollout --endpoint`)";
-        self.that(endpoints.is_empty() || workers <= 1, "resources.rollouts", workers, message, &["rollout.vllm.endpoints"]);
+        self.that(
+            endpoints.is_empty() || workers <= 1,
+            "resources.rollouts",
+            workers,
+            message,
+            &["rollout.vllm.endpoints"],
+        );
     }
 }
 
@@ -116,7 +141,8 @@ mod tests {
     fn defaults_and_what_is_written_down() {
         let job = |text: &str| parse(&format!("{JOB}{text}"), Path::new("a.toml")).expect("a job");
         assert_eq!((job("").rollout.engine, job("").rollout.vllm), (RolloutEngineKind::Native, None));
-        let vllm = job("rollout.engine = 'vllm'\nrollout.vllm.endpoints = ['http://[::1]:8000', 'http://n-1.c:8001/']\n");
+        let vllm =
+            job("rollout.engine = 'vllm'\nrollout.vllm.endpoints = ['http://[::1]:8000', 'http://n-1.c:8001/']\n");
         let endpoints = vllm.rollout.vllm.clone().expect("a table");
         assert_eq!(VllmSpec { endpoints: Vec::new(), ..endpoints }, VllmSpec::default());
         assert_eq!((vllm.resources.rollouts, vllm.computing_rollouts()), (1, 0));
