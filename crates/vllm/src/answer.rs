@@ -1,6 +1,7 @@
 //! Whether an answer of a server may become a sample, and what it says.
 
 use pacs_engine::SamplingOptions;
+use pacs_protocol::{HIGHEST_LOGPROB, LOWEST_LOGPROB};
 use pacs_text::{StopStrings, Tokenizer, TokenizerError};
 use pacs_types::{FinishReason, Sample, VersionSpan};
 use pacs_weights::VersionId;
@@ -8,11 +9,6 @@ use pacs_weights::VersionId;
 use crate::Fault;
 use crate::installed::Installed;
 use crate::wire::{GenerateResponse, Logprobs, WeightVersionSpan};
-
-/// Log-probs at or below this are not those of a drawn token: vLLM writes -9999 for NaN and minus infinity.
-const LOWEST: f32 = -9000.0;
-/// Rounding may lift the log-prob of a certain token above 0 by this much.
-const HIGHEST: f32 = 1e-3;
 
 /// What is known of the model, by which answers are checked.
 pub(crate) struct Model {
@@ -147,8 +143,8 @@ fn check_logprobs(logprobs: Option<Logprobs>, tokens: &[u32]) -> Result<Vec<f32>
 }
 
 fn checked(logprob: f32) -> Result<f32, Fault> {
-    // False for NaN.
-    match logprob > LOWEST && logprob <= HIGHEST {
+    // vLLM writes -9999 for NaN and minus infinity. The coordinator refuses what is out of these bounds, NaN included.
+    match (LOWEST_LOGPROB..=HIGHEST_LOGPROB).contains(&logprob) {
         true => Ok(logprob.min(0.0)),
         false => Err(Fault::WrongLogprobs(format!("{logprob} of a drawn token"))),
     }
@@ -166,6 +162,10 @@ fn versions_of(spans: &[WeightVersionSpan], tokens: usize, installed: &Installed
             return Err(Fault::UnknownVersion(format!("weights named {:?}", cut(&span.version))));
         };
         versions.resize(span.end, id);
+    }
+    if !versions.is_sorted_by_key(|id| id.version) {
+        // After a lost generation of learners; the staleness bound relies on the first version being the oldest.
+        return Err(Fault::UnknownVersion("they went back to older weights in the middle of the answer".to_owned()));
     }
     match versions.len() == tokens {
         true => Ok(versions),
