@@ -8,6 +8,7 @@ mod disk;
 mod hosts;
 mod processes;
 mod samples;
+mod vllm_stub;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,6 +23,7 @@ pub use cluster::Cluster;
 pub use hosts::{Host, hosts, lonely_host};
 pub use processes::RunProcess;
 pub use samples::Archived;
+pub use vllm_stub::{StubFault, StubState, VllmStub, stub_logprob, stub_tokens};
 
 use disk::Disk;
 

@@ -84,7 +84,7 @@ fn every_role_may_call_its_own_service_and_no_other() -> Result<()> {
         for role in PeerRole::ALL {
             let channel = cluster.channel(role).await?;
             let worker_id = 7;
-            let heartbeat = v1::HeartbeatRequest { worker_id, activity: String::new(), ending: false };
+            let heartbeat = v1::HeartbeatRequest { worker_id, ..Default::default() };
             let groups = v1::LeaseGroupsRequest { worker_id, free_samples: 1, wait_ms: 0, request: 1 };
             let samples = v1::LeaseSamplesRequest { worker_id, max_samples: 1, wait_ms: 0, request: 1 };
             let generation = v1::JoinGenerationRequest { worker_id, wait_ms: 0 };
@@ -141,7 +141,7 @@ fn a_worker_speaks_for_its_own_role_and_start_only() -> Result<()> {
         let mut verifier = WorkerServiceClient::new(cluster.channel(PeerRole::Verifier).await?);
         assert!(denied(verifier.register(registration(v1::Role::Learner, "17.1")).await));
         let worker_id = learner.register(registration(v1::Role::Learner, "17.1")).await?.into_inner().worker_id;
-        let heartbeat = v1::HeartbeatRequest { worker_id, activity: String::new(), ending: false };
+        let heartbeat = v1::HeartbeatRequest { worker_id, ..Default::default() };
         assert!(denied(verifier.heartbeat(heartbeat.clone()).await), "a verifier keeps no learner alive");
         assert!(
             denied(verifier.leave(v1::LeaveRequest { worker_id, error: String::new() }).await),

@@ -14,8 +14,8 @@ const LAYERS: [&[&str]; 8] = [
     &["torch"],
     &["runtime", "dashboard", "data", "hub", "machine", "model"],
     &["weights"],
-    &["broadcast"],
-    &["coordinator", "rollout", "learner", "verifier"],
+    &["broadcast", "engine"],
+    &["coordinator", "rollout", "learner", "verifier", "vllm"],
     &["cli", "worker", "xtask"],
 ];
 

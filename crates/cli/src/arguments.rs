@@ -21,7 +21,9 @@ use crate::look::watch::Watch;
 use crate::operate::{DrainWorker, OnRun, SetValue, Stop};
 use crate::run::StopBefore;
 
-pub(crate) use self::cluster::{Certs, Coordinator, Doctor, ExecChild, RunId, SandboxInit, Supervise, Verifier};
+pub(crate) use self::cluster::{
+    Certs, Coordinator, Doctor, ExecChild, Rollout, RunId, SandboxInit, Supervise, Verifier,
+};
 pub(crate) use self::demo::Demo;
 pub(crate) use self::eval::{Eval, EvalCommand, EvalCompare, EvalReport, Measure, Preset};
 pub(crate) use self::hub::{Fetch, Push};
@@ -67,6 +69,8 @@ pub(crate) enum Command {
     Coordinator(Coordinator),
     /// Grades answers for a coordinator.
     Verifier(Verifier),
+    /// Has vLLM servers generate samples for a coordinator.
+    Rollout(Rollout),
     /// Guards a verifier program (internal; verifiers start it).
     #[command(hide = true)]
     ExecChild(ExecChild),

@@ -29,6 +29,7 @@ mod output;
 mod plan;
 mod preflight;
 mod process;
+mod rollout;
 mod run;
 mod run_id;
 mod status;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         Command::SandboxInit(arguments) => return pacs_sandbox::run_init(&arguments.order),
         Command::ExecChild(arguments) => return verifier::exec_child(arguments),
         Command::Verifier(arguments) => verifier::run(&arguments),
+        Command::Rollout(arguments) => rollout::run(&arguments),
         Command::RunId(arguments) => run_id::run(&arguments),
         Command::Status(arguments) => status::status(&arguments),
         Command::Top(arguments) => look::top::run(&arguments),

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use pacs_data::LoadReport;
 use pacs_shape::ModelConfig;
-use pacs_spec::{EvaluationSet, GeneratorTask, JobSpec, SourceSpec, StepWeight};
+use pacs_spec::{EvaluationSet, GeneratorTask, JobSpec, RolloutEngineKind, SourceSpec, StepWeight};
 use serde_json::{Value, json};
 
 use crate::format::{bytes, count, plural};
@@ -271,6 +271,13 @@ impl fmt::Display for Plan<'_> {
         ];
         let device = format!("{:?}", resources.device).to_lowercase();
         writeln!(f, "workers     {} ({device})", workers.join(", "))?;
+        if let Some(vllm) = spec.rollout.vllm.as_ref().filter(|_| spec.rollout.engine == RolloutEngineKind::Vllm) {
+            let servers = match vllm.endpoints.len() {
+                0 => "named by each rollout worker".to_owned(),
+                count => format!("{}: {}", count, vllm.endpoints.join(", ")),
+            };
+            writeln!(f, "vllm        servers {servers}; up to {} requests each", vllm.max_requests)?;
+        }
         if let Some(gpus) = &self.gpus {
             write!(f, "{gpus}")?;
         }

@@ -125,7 +125,7 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
 pub(crate) fn run_spec(spec: JobSpec, launch: Launch<'_>) -> Result<Exit, Failure> {
     let model = inspect_model(&spec.model.path)?;
     let job = Job { model, launch, only: spec.evaluation.only };
-    let worker = match spec.resources.rollouts + spec.learners() {
+    let worker = match spec.computing_rollouts() + spec.learners() {
         0 => PathBuf::new(),
         _ => workers::find_worker(job.launch.local.worker_binary.as_deref())?,
     };

@@ -97,6 +97,7 @@ fn as_text(status: &GetStatusResponse) -> String {
         line_of(&mut text, "quarantined ", &format!("g{}: {}; {}", group.group_id, group.reason, group.question));
     }
     workers_table(&mut text, status);
+    servers_table(&mut text, status);
     verifiers_table(&mut text, status);
     text
 }
@@ -154,6 +155,34 @@ fn workers_table(text: &mut String, status: &GetStatusResponse) {
     let _ = write!(text, "\n{}", table(&rows));
     if let Some(more) = status.left_out.get("workers") {
         let _ = writeln!(text, "and {}", plural(u64::from(*more), "more worker", "more workers"));
+    }
+}
+
+/// Appends the table of servers that rollout workers drive.
+fn servers_table(text: &mut String, status: &GetStatusResponse) {
+    let mut rows = vec![
+        ["server", "worker", "state", "version", "in flight", "running", "queued", "samples", "discarded", "error"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    for worker in &status.workers {
+        for server in &worker.servers {
+            rows.push(vec![
+                server.address.clone(),
+                worker.name.clone(),
+                server.state.clone(),
+                server.weight_version.map_or("-".to_owned(), |version| version.to_string()),
+                server.in_flight.to_string(),
+                server.running.to_string(),
+                server.queued.to_string(),
+                count(server.samples),
+                count(server.discarded),
+                if server.error.is_empty() { "-".to_owned() } else { server.error.clone() },
+            ]);
+        }
+    }
+    if rows.len() > 1 {
+        let _ = write!(text, "\n{}", table(&rows));
     }
 }
 
@@ -260,6 +289,7 @@ fn worker_json(worker: &WorkerStatus) -> Value {
         "seconds_since_heartbeat": worker.seconds_since_heartbeat,
         "leases": worker.leases,
         "rank": worker.rank,
+        "servers": worker.servers.iter().map(pacs_dashboard::json::server).collect::<Vec<_>>(),
     })
 }
 
@@ -305,6 +335,7 @@ mod tests {
             rank,
             activity_seconds: 75.0,
             draining: false,
+            servers: Vec::new(),
         }
     }
 

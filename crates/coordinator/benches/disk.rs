@@ -137,7 +137,7 @@ async fn beat(coordinator: &Coordinator) -> Vec<f64> {
     let (began, mut latencies) = (Instant::now(), Vec::new());
     while began.elapsed() < HEARTBEATS {
         let called = Instant::now();
-        let request = v1::HeartbeatRequest { worker_id, activity: String::new(), ending: false };
+        let request = v1::HeartbeatRequest { worker_id, activity: String::new(), ..Default::default() };
         client.heartbeat(request).await.unwrap();
         latencies.push(1e3 * called.elapsed().as_secs_f64());
         tokio::time::sleep(PAUSE).await;

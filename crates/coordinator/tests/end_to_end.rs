@@ -505,7 +505,7 @@ async fn a_name_of_a_live_process_is_refused_and_a_returning_holder_is_dismissed
         version: env!("CARGO_PKG_VERSION").into(),
         ..v1::RegisterRequest::default()
     };
-    let beat = |worker_id| v1::HeartbeatRequest { worker_id, activity: String::new(), ending: false };
+    let beat = |worker_id| v1::HeartbeatRequest { worker_id, ..Default::default() };
     let first = client.register(registration(1)).await.unwrap().into_inner().worker_id;
     // For longer than a worker may be silent, the holder beats.
     let until = Instant::now() + Duration::from_secs(3);

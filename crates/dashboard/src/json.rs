@@ -136,6 +136,22 @@ fn action(action: &v1::OperatorAction) -> Value {
     json!({"operator": action.operator, "time": action.time, "action": action.action})
 }
 
+/// A server that a rollout worker drives.
+#[must_use]
+pub fn server(server: &v1::EngineServer) -> Value {
+    json!({
+        "address": server.address,
+        "state": server.state,
+        "weight_version": server.weight_version,
+        "in_flight": server.in_flight,
+        "running": server.running,
+        "queued": server.queued,
+        "samples": server.samples,
+        "discarded": server.discarded,
+        "error": server.error,
+    })
+}
+
 /// The status of a run.
 #[must_use]
 pub fn status(status: &v1::GetStatusResponse) -> Value {
@@ -151,6 +167,7 @@ pub fn status(status: &v1::GetStatusResponse) -> Value {
             "silent_seconds": number(worker.seconds_since_heartbeat),
             "leases": worker.leases,
             "draining": worker.draining,
+            "servers": worker.servers.iter().map(server).collect::<Vec<_>>(),
         })
     };
     let verifier = |verifier: &v1::VerifierStatus| {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use pacs_engine::{Finished, GroupJob, SamplingOptions};
 use pacs_model::{Model, ModelConfig, Parameters, kernel_shape, load_kernels};
 use pacs_spec::Kernels;
 use pacs_text::{StopStrings, Tokenizer, TokenizerError};
@@ -16,53 +17,6 @@ use crate::cache::{KvCache, Span};
 use crate::graphs::DecodeGraphs;
 use crate::sampler::{RowSampling, Sampled, sample, sample_on_device};
 use crate::schedule::{BlockCounts, Bounds, Chunk, Computed, Plan, Scheduler, Source};
-
-/// How the samples of a group are drawn.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SamplingOptions {
-    /// Divides the logits; above 0.
-    pub temperature: f64,
-    /// Nucleus, above 0 to 1; 1 is off.
-    pub top_p: f64,
-    /// Most probable tokens kept; 0 is off.
-    pub top_k: u32,
-    /// Least probability relative to the most probable token, 0 to below 1; 0 is off.
-    pub min_p: f64,
-    /// Most tokens of an answer, at least 1.
-    pub max_new_tokens: u32,
-    /// Strings that end an answer, besides the model's end tokens; control tokens count as they are written.
-    pub stop: Vec<String>,
-}
-
-impl SamplingOptions {
-    fn filters(&self) -> Filters {
-        Filters { top_k: self.top_k, top_p: self.top_p, min_p: self.min_p }
-    }
-}
-
-/// One prompt and the samples that are wanted of it.
-#[derive(Clone, Debug)]
-pub struct GroupJob {
-    /// The caller's name for the group; comes back with every sample.
-    pub ticket: u64,
-    /// Rendered prompt, not empty.
-    pub prompt: Vec<u32>,
-    /// Index and noise of each sample.
-    pub samples: Vec<(u32, NoiseKey)>,
-    /// How they are drawn.
-    pub options: SamplingOptions,
-}
-
-/// A sample that is complete.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Finished {
-    /// Ticket of its group.
-    pub ticket: u64,
-    /// Index within the group.
-    pub index: u32,
-    /// Tokens, log-probs, version spans and finish reason.
-    pub sample: Sample,
-}
 
 /// What the engine may use, and how it computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,7 +111,7 @@ impl Row {
     fn draw(&self) -> RowDraw {
         RowDraw {
             temperature: self.options.temperature,
-            filters: self.options.filters(),
+            filters: filters(&self.options),
             noise_key: self.noise.bits(),
             position: self.tokens.len() as u64,
         }
@@ -589,7 +543,7 @@ impl Engine {
             let row = self.scheduler.sample_mut(index);
             row.tokens.push(u32::try_from(tokens[place]).expect("a token is a vocabulary index"));
             row.logprobs.push(logprobs[place]);
-            if row.options.filters().cut() {
+            if filters(&row.options).cut() {
                 row.sampled_logprobs.push(sampled_logprobs[place]);
             }
             row.extend_span(version);
@@ -609,7 +563,7 @@ impl Engine {
         }
         let wanted = |row: &Row| RowSampling {
             temperature: row.options.temperature,
-            filters: row.options.filters(),
+            filters: filters(&row.options),
             uniform: row.noise.uniform(row.tokens.len() as u64),
         };
         Ok(sample(logits, &of_rows().map(wanted).collect::<Vec<_>>())?)
@@ -650,6 +604,11 @@ impl Engine {
     pub fn cache_tokens_within(config: &ModelConfig, kind: Kind, bytes: usize) -> usize {
         bytes / KvCache::bytes_per_token(config, kind)
     }
+}
+
+/// What a job's sampling cuts off.
+fn filters(options: &SamplingOptions) -> Filters {
+    Filters { top_k: options.top_k, top_p: options.top_p, min_p: options.min_p }
 }
 
 fn no_text(error: TokenizerError) -> EngineError {

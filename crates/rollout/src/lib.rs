@@ -1,24 +1,24 @@
-//! The rollout worker: leases groups from the coordinator, generates their samples, hands them in one by one.
+//! The rollout worker with the project's own engine, on libtorch.
 //!
-//! [`run`] is the service; [`Engine`] is generation itself, without any service around it. What is not here: grading
-//! (the verifier's) and deciding what is sampled (the coordinator's).
+//! [`run`] is the service; [`Engine`] is generation itself, without any service around it. What is not here: leasing groups and
+//! submitting samples, which is the same for every engine (`engine`), grading (the verifier's) and deciding what is sampled (the
+//! coordinator's).
 #![forbid(unsafe_code)]
 
 mod cache;
 mod engine;
-mod follow;
 mod graphs;
-mod leases;
 mod memory;
+mod native;
 mod sampler;
 mod schedule;
 mod service;
-mod submit;
 mod thread;
 mod weights;
 
-pub use engine::{Engine, EngineCounts, EngineError, EngineOptions, Finished, GroupJob, SamplingOptions};
+pub use engine::{Engine, EngineCounts, EngineError, EngineOptions};
 pub use memory::cache_tokens;
+pub use pacs_engine::{Finished, GroupJob, RolloutError, SamplingOptions};
 pub use schedule::BlockCounts;
-pub use service::{RolloutError, RolloutOptions, run};
+pub use service::{RolloutOptions, run};
 pub use weights::{Base, MappedWeights, WeightsError};

@@ -1,26 +1,21 @@
-//! The worker: membership, leases in, samples out. The engine has a thread of its own.
+//! The worker: membership, weights and the engine, which has a thread of its own.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pacs_protocol::MAX_MESSAGE_BYTES;
-use pacs_protocol::v1::rollout_service_client::RolloutServiceClient;
-use pacs_runtime::{Exit, JoinError, Link, Membership, Shutdown, Stop, Worker, WorkerIdentity, work};
-use pacs_spec::{JobSpec, Precision};
+use pacs_engine::{Following, HostWeights, LeaseTerms, RolloutError, ServeError, serve};
+use pacs_runtime::{Exit, Link, Membership, Shutdown, Worker, WorkerIdentity, work};
+use pacs_spec::{JobSpec, Precision, RolloutEngineKind};
 use pacs_torch::multiplies_bf16;
 use pacs_torch::tch::Kind;
 use pacs_types::Role;
 use pacs_weights::GroupTransport;
-use tokio::sync::{mpsc, watch};
 
-use crate::follow::{Following, HostWeights};
-use crate::leases::Leasing;
-use crate::submit::Submitting;
+use crate::native::NativeEngine;
 use crate::thread::{EngineThread, Setup};
+use crate::weights::BaseCell;
 
-/// How long any call may take beyond its own waiting time.
-pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(20);
 /// How long the engine may take to end: a pass of a large model, and some.
 const ENGINE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -41,32 +36,6 @@ pub struct RolloutOptions {
     pub broadcast: Option<Arc<dyn GroupTransport>>,
 }
 
-/// Why a rollout worker ended badly.
-#[derive(Debug, thiserror::Error)]
-pub enum RolloutError {
-    /// It could not become a member of the run.
-    #[error(transparent)]
-    Join(#[from] JoinError),
-    /// The job spec or what it names cannot be used.
-    #[error("{0}")]
-    Config(String),
-    /// The engine failed; the worker process has to be restarted.
-    #[error("{0}")]
-    Engine(String),
-}
-
-impl RolloutError {
-    /// The exit code that fits.
-    #[must_use]
-    pub fn exit(&self) -> Exit {
-        match self {
-            Self::Join(error) => error.exit(),
-            Self::Config(_) => Exit::Config,
-            Self::Engine(_) => Exit::Bug,
-        }
-    }
-}
-
 /// Works until the coordinator says that the job is over, or shutdown is requested.
 ///
 /// A lost registration (a restarted coordinator, a network cut) is followed by a new one; the work in hand is dropped,
@@ -78,7 +47,7 @@ pub async fn run(options: RolloutOptions, shutdown: Shutdown) -> Result<Exit, Ro
     let identity =
         WorkerIdentity { role: Role::Rollout, name: options.name.clone(), collective_address: String::new() };
     let link = options.link.clone();
-    let mut rollout = Rollout { options, engine: None, weights: None };
+    let mut rollout = Rollout { options, engine: None, weights: None, base: Arc::default() };
     let result = work(&link, &identity, &shutdown, &mut rollout).await;
     let engine = rollout.engine;
     // Static destructors of libtorch must not run under it; see `pacs_torch::end_process` for the one that does not come back.
@@ -94,6 +63,8 @@ struct Rollout {
     options: RolloutOptions,
     engine: Option<EngineThread>,
     weights: Option<Arc<HostWeights>>,
+    /// What adapters are merged into.
+    base: Arc<BaseCell>,
 }
 
 impl Worker for Rollout {
@@ -103,6 +74,10 @@ impl Worker for Rollout {
         let config = |problem: String| ServeError::Fatal(RolloutError::Config(problem));
         let mut spec: JobSpec =
             toml::from_str(&membership.job_spec).map_err(|error| config(format!("job spec: {error}")))?;
+        if spec.rollout.engine != RolloutEngineKind::Native {
+            let problem = "`rollout.engine` of the job is \"vllm\": its rollout workers are started as `pacs rollout`";
+            return Err(config(problem.to_owned()));
+        }
         // The coordinator names its own copy of a model of the hub; this machine may have one elsewhere.
         spec.model.path = pacs_hub::snapshot_here(&spec.model.path).map_err(|error| config(error.to_string()))?;
         let setup =
@@ -120,57 +95,26 @@ impl Worker for Rollout {
         let engine = ready_engine(&mut self.engine, setup).await?;
         let run = membership.run_id.get().unwrap_or_default();
         let (attached, outputs) = engine.attach(tracing::info_span!("engine", run, worker = membership.worker.0));
-        let commands = attached.commands.clone();
-        let (in_flight_sender, in_flight) = watch::channel(0usize);
-        let client = RolloutServiceClient::new(membership.channel.clone())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let worker = membership.worker.0;
         let setup = Arc::clone(engine.setup());
         let kind = match spec.model.precision {
             Precision::Bfloat16 => Kind::BFloat16,
             Precision::Auto if multiplies_bf16(setup.device()) => Kind::BFloat16,
             Precision::Auto | Precision::Float32 => Kind::Float,
         };
-        let following = Following::new(client.clone(), worker, weights, setup, attached, membership.activity.clone());
-        let (leases_sender, leases) = mpsc::channel(rows.max(1));
-        let leasing = Leasing {
-            client: client.clone(),
-            worker,
-            rows,
-            in_flight: in_flight_sender.clone(),
-            changed: in_flight,
-            leases: leases_sender,
-            commands: commands.clone(),
-            held: following.held(),
-            run_id: membership.run_id.clone(),
-            activity: membership.activity.clone(),
-        };
+        let store = Arc::clone(weights.store());
+        let engine = Arc::new(NativeEngine::new(attached, setup, store, Arc::clone(&self.base)));
+        let following = Following::new(membership, weights, Arc::clone(&engine));
+        let own = Arc::clone(&engine);
         let activity = membership.activity.clone();
-        let submit = move |request| {
-            let (mut client, activity) = (client.clone(), activity.clone());
-            async move { client.submit_sample(request).await.map(|_| activity.served()) }
-        };
-        let activity = membership.activity.clone();
-        let progress = move |in_flight| activity.set(format!("generating {in_flight} samples"));
-        let submitting =
-            Submitting::new(submit, worker, &membership.run_id, in_flight_sender, leases, commands, progress);
-        let following = async {
+        let weights = async move {
             match spec.evaluation.only {
-                true => following.keep_own(kind).await,
+                true => own.keep_own(kind, &activity).await,
                 false => following.run().await,
             }
         };
-        tokio::select! {
-            result = leasing.run() => result,
-            result = following => result,
-            result = submitting.run(outputs) => result,
-        }
+        serve(membership, engine, outputs, LeaseTerms { most_samples: rows }, weights).await
     }
 }
-
-/// Why serving under one registration stopped.
-pub(crate) type ServeError = Stop<RolloutError>;
 
 /// The engine of an earlier registration where it serves for this one; else another, once the old one has given its memory back.
 async fn ready_engine(kept: &mut Option<EngineThread>, setup: Setup) -> Result<&EngineThread, ServeError> {

@@ -1,11 +1,13 @@
 //! The thread that owns the engine and its tensors. It outlives registrations: a worker that joins again has its weights.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as sync;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use pacs_engine::{Finished, GroupJob, Output};
 use pacs_model::{ModelConfig, missing_kernels};
 use pacs_spec::{JobSpec, Kernels, Precision};
 use pacs_text::Tokenizer;
@@ -16,7 +18,7 @@ use tokio::sync::mpsc;
 use tracing::Span;
 
 use crate::weights::MappedWeights;
-use crate::{Engine, EngineCounts, EngineOptions, Finished, GroupJob, cache_tokens};
+use crate::{Engine, EngineCounts, EngineOptions, cache_tokens};
 
 /// Tokens of prompts in one pass: enough to keep matrix products busy, few enough that a pass stays short.
 const PREFILL_TOKENS: usize = 2048;
@@ -28,25 +30,16 @@ const LOOK: Duration = Duration::from_millis(5);
 /// What the thread is told.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Forget all groups, and work for another registration, whose log lines stand in the span.
-    Attach(mpsc::Sender<Output>, Span),
-    /// Forget all groups: nobody wants them any more.
-    Detach,
+    /// Forget all groups, and work for another registration, whose log lines stand in the span. Registrations are numbered.
+    Attach(mpsc::Sender<Output>, Span, u64),
+    /// Forget all groups of this registration, unless there is a later one: nobody wants them any more.
+    Detach(u64),
     /// Generate with these weights from the next pass on.
     Weights(Box<MappedWeights>),
     /// Generate a group.
     Generate(GroupJob),
     /// Forget a group.
     Cancel { ticket: u64 },
-}
-
-/// What the thread tells.
-#[derive(Debug)]
-pub(crate) enum Output {
-    /// A sample is complete.
-    Finished(Box<Finished>),
-    /// The engine failed and is gone.
-    Failed(String),
 }
 
 /// What the engine is built from.
@@ -158,6 +151,8 @@ pub(crate) struct EngineThread {
     thread: JoinHandle<()>,
     /// The weights that it was given last.
     held: Arc<Mutex<Option<Description>>>,
+    /// Number of the newest registration.
+    registrations: AtomicU64,
 }
 
 impl EngineThread {
@@ -168,10 +163,11 @@ impl EngineThread {
         let built = Arc::clone(&setup);
         let generate = move || {
             let registration = Span::none();
-            Worker { setup: &built, engine: None, outbox: None, registration, weights: None, told: 0 }.run(&inbox);
+            Worker { setup: &built, engine: None, outbox: None, registration, number: 0, weights: None, told: 0 }
+                .run(&inbox);
         };
         let thread = std::thread::Builder::new().name("engine".into()).spawn(generate)?;
-        Ok(Self { setup, commands, thread, held: Arc::default() })
+        Ok(Self { setup, commands, thread, held: Arc::default(), registrations: AtomicU64::new(0) })
     }
 
     /// Whether it serves for `setup`, too.
@@ -188,8 +184,9 @@ impl EngineThread {
     pub(crate) fn attach(&self, registration: Span) -> (Attached, mpsc::Receiver<Output>) {
         let (outbox, outputs) = mpsc::channel(FINISHED_QUEUE);
         // A thread that is gone is noticed by what it does not say.
-        let _ = self.commands.send(Command::Attach(outbox, registration));
-        (Attached { commands: self.commands.clone(), held: Arc::clone(&self.held) }, outputs)
+        let number = 1 + self.registrations.fetch_add(1, Ordering::Relaxed);
+        let _ = self.commands.send(Command::Attach(outbox, registration, number));
+        (Attached { commands: self.commands.clone(), held: Arc::clone(&self.held), number }, outputs)
     }
 
     /// Ends the thread and waits for it; false when it does not come back in time. A pass that it computes comes first.
@@ -215,6 +212,7 @@ impl EngineThread {
 pub(crate) struct Attached {
     pub(crate) commands: sync::Sender<Command>,
     held: Arc<Mutex<Option<Description>>>,
+    number: u64,
 }
 
 impl Attached {
@@ -242,7 +240,8 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        let _ = self.commands.send(Command::Detach);
+        // A thread that receives weights may drop the last handle when the next registration has begun.
+        let _ = self.commands.send(Command::Detach(self.number));
     }
 }
 
@@ -254,6 +253,7 @@ struct Worker<'a> {
     outbox: Option<mpsc::Sender<Output>>,
     /// Of the registration.
     registration: Span,
+    number: u64,
     /// The version of the engine.
     weights: Option<VersionId>,
     /// Preemptions that the log knows of.
@@ -310,11 +310,12 @@ impl Worker<'_> {
 
     fn obey(&mut self, command: Command) -> Result<(), String> {
         match command {
-            Command::Attach(outbox, registration) => {
-                (self.outbox, self.registration) = (Some(outbox), registration);
+            Command::Attach(outbox, registration, number) => {
+                (self.outbox, self.registration, self.number) = (Some(outbox), registration, number);
                 self.forget();
             }
-            Command::Detach => {
+            Command::Detach(number) if number < self.number => {}
+            Command::Detach(_) => {
                 (self.outbox, self.registration) = (None, Span::none());
                 self.forget();
             }
@@ -420,7 +421,7 @@ mod tests {
     fn finished(output: Output) -> Finished {
         match output {
             Output::Finished(finished) => *finished,
-            Output::Failed(problem) => panic!("{problem}"),
+            other => panic!("{other:?}"),
         }
     }
 

@@ -221,21 +221,32 @@ pub struct WorkerIdentity {
     pub collective_address: String,
 }
 
+/// Servers of one worker that a heartbeat describes.
+const MOST_SERVERS: usize = 256;
+
 /// Current activity for the status page, and whether the coordinator has accepted a result. Clones share the value.
 #[derive(Clone, Debug)]
 pub struct Activity {
     text: Arc<watch::Sender<String>>,
+    servers: Arc<watch::Sender<Vec<v1::EngineServer>>>,
     served: Arc<AtomicBool>,
 }
 
 impl Activity {
     fn new() -> Self {
-        Self { text: Arc::new(watch::Sender::new("starting".to_owned())), served: Arc::default() }
+        let text = Arc::new(watch::Sender::new("starting".to_owned()));
+        Self { text, servers: Arc::default(), served: Arc::default() }
     }
 
     /// Sets the activity, which the next heartbeat sends.
     pub fn set(&self, activity: impl Into<String>) {
         self.text.send_replace(activity.into());
+    }
+
+    /// Describes the servers that the worker drives, for the next heartbeat; at most 256 count.
+    pub fn set_servers(&self, mut servers: Vec<v1::EngineServer>) {
+        servers.truncate(MOST_SERVERS);
+        self.servers.send_replace(servers);
     }
 
     /// Records that the coordinator has accepted a result under this registration, which makes it a fruitful one.
@@ -562,6 +573,7 @@ impl Heart {
                 worker_id: self.worker.0,
                 activity: self.activity.text.borrow().clone(),
                 ending: *self.ending.borrow_and_update(),
+                servers: self.activity.servers.borrow().clone(),
             };
             let sent = tokio::time::Instant::now();
             let reply = tokio::time::timeout(HEARTBEAT_DEADLINE, self.client.heartbeat(request)).await;

@@ -6,6 +6,7 @@ mod flow;
 mod generator;
 mod lora;
 mod verifier;
+mod vllm;
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -36,6 +37,7 @@ pub(crate) fn check(spec: &JobSpec) -> Vec<Broken> {
     check.lora(spec);
     check.data(spec);
     check.rollout(spec);
+    check.engine(spec);
     check.objective(&spec.objective, &spec.rollout);
     check.optimizer(&spec.optimizer);
     check.batch(spec);
@@ -437,7 +439,7 @@ impl Check {
         }
         let Some(gpus) = resources.gpus else { return };
         self.range("resources.gpus", gpus, 1..=1024);
-        let (learners, rollouts) = (spec.learners(), resources.rollouts);
+        let (learners, rollouts) = (spec.learners(), spec.computing_rollouts());
         let message = format!("expected at least {learners}: learner ranks never share a GPU, for NCCL refuses that");
         self.that(gpus >= learners, "resources.gpus", gpus, message, &["resources.learners"]);
         let message = format!(

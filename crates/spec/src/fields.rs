@@ -25,6 +25,7 @@ pub(crate) fn fields_at(path: &str) -> Option<&'static [&'static str]> {
         _ if is_mixed(path) => fields_of::<SourceSpec>(),
         _ if path.strip_suffix(".generator").is_some_and(is_mixed) => fields_of::<GeneratorSpec>(),
         "rollout" => fields_of::<RolloutSpec>(),
+        "rollout.vllm" => fields_of::<VllmSpec>(),
         "objective" => fields_of::<ObjectiveSpec>(),
         "optimizer" => fields_of::<OptimizerSpec>(),
         "batch" => fields_of::<BatchSpec>(),
@@ -44,7 +45,7 @@ pub(crate) fn fields_at(path: &str) -> Option<&'static [&'static str]> {
 
 /// Every table path that [`fields_at`] knows.
 /// Those of `reward.verifiers`, `data.mix` and `evaluation.sets` have names of the job's own.
-pub(crate) const TABLES: [&str; 35] = [
+pub(crate) const TABLES: [&str; 36] = [
     "",
     "model",
     "model.lora",
@@ -55,6 +56,7 @@ pub(crate) const TABLES: [&str; 35] = [
     "data.evaluation",
     "data.evaluation.generator",
     "rollout",
+    "rollout.vllm",
     "objective",
     "optimizer",
     "batch",

@@ -25,6 +25,7 @@ mod objective;
 mod parse;
 mod types;
 mod verifier;
+mod vllm;
 mod weight;
 
 pub use code::{CodeSpec, CodeStop, ExecSandboxSpec, SANDBOX_LAYERS};
@@ -46,4 +47,5 @@ pub use verifier::{
     ExecLimits, ExecSpec, Extraction, Form, JudgeKind, JudgeSpec, MathSpec, RewardSpec, RewardVerifierSpec,
     ServiceAddress, VerifierKind, VerifierSpec,
 };
+pub use vllm::{RolloutEngineKind, VllmSpec, endpoint_authority};
 pub use weight::StepWeight;

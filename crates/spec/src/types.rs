@@ -8,8 +8,8 @@ use pacs_shape::Sharding;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AsynchronySpec, EvaluationSetSpec, GeneratorSpec, GroupsSpec, LoraSpec, ObjectiveSpec, RewardSpec, VerifierSpec,
-    WatchdogSpec,
+    AsynchronySpec, EvaluationSetSpec, GeneratorSpec, GroupsSpec, LoraSpec, ObjectiveSpec, RewardSpec,
+    RolloutEngineKind, VerifierSpec, VllmSpec, WatchdogSpec,
 };
 
 /// A training job: everything that decides what is trained, on what, and how.
@@ -249,6 +249,8 @@ fn answer() -> String {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RolloutSpec {
+    /// What generates the samples. Default `native`.
+    pub engine: RolloutEngineKind,
     /// Samples per prompt, `n`. Default 8, 1 to 1024 (objectives that compare the samples of a prompt need 2).
     pub samples_per_prompt: u32,
     /// Most tokens of an answer. Default 8192, 1 to 1,000,000, and so few that a sample fits into a message: 838,860, or
@@ -266,7 +268,8 @@ pub struct RolloutSpec {
     /// Strings that end an answer, besides the model's end tokens; they may be or contain control tokens (`<|im_end|>`). At most
     /// 64, none empty. Default none.
     pub stop: Vec<String>,
-    /// Samples that one rollout worker generates at once. Default 256, up to 65536; room for one group at least.
+    /// Samples that one rollout worker generates at once, over all its servers with `engine = "vllm"`. Default 256, up to 65536;
+    /// room for one group at least.
     pub max_concurrent_samples: u32,
     /// Tokens that the KV cache of one rollout worker holds; a prompt counts once for all its samples. When it is full,
     /// the youngest sample is preempted and recomputed. Default 0: `max_concurrent_samples` of the longest prompt and
@@ -281,6 +284,8 @@ pub struct RolloutSpec {
     /// launch per pass instead of hundreds. Default true; no effect on a CPU. Where a graph cannot be captured, a
     /// warning says so and generation continues without.
     pub cuda_graphs: bool,
+    /// The servers of `engine = "vllm"`. Default: the defaults of its keys; refused with another engine.
+    pub vllm: Option<VllmSpec>,
 }
 
 /// What computes the passes of generation.
@@ -297,6 +302,7 @@ pub enum Kernels {
 impl Default for RolloutSpec {
     fn default() -> Self {
         Self {
+            engine: RolloutEngineKind::Native,
             samples_per_prompt: 8,
             max_new_tokens: 8192,
             temperature: 1.0,
@@ -308,6 +314,7 @@ impl Default for RolloutSpec {
             cache_tokens: 0,
             kernels: Kernels::Auto,
             cuda_graphs: true,
+            vllm: None,
         }
     }
 }

@@ -7,6 +7,7 @@ use clap::Args;
 use pacs_runtime::launch::{SecurityArguments, WorkerArguments};
 use pacs_runtime::net::PeerRole;
 use pacs_verifier::Guarded;
+use pacs_vllm::ApiKey;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -24,6 +25,44 @@ pub(crate) struct Verifier {
     /// Write log lines as JSON.
     #[arg(long)]
     pub(crate) log_json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+For jobs with `rollout.engine` = \"vllm\" (docs/ENGINES.md); `pacs run` starts it by itself where the job names the servers. Each
+server belongs to one worker of one run, because the worker changes its weights.
+
+Examples:
+  pacs rollout --coordinator node-1:7700 --name rollout-3 --tls-dir certs --endpoint http://node-2:8000
+  pacs rollout --coordinator 127.0.0.1:7700 --name rollout-3 --plaintext --endpoint http://127.0.0.1:8000")]
+pub(crate) struct Rollout {
+    #[command(flatten)]
+    pub(crate) worker: WorkerArguments,
+    /// A vLLM server, as http://HOST:PORT; may be repeated. Default: $PACS_VLLM_ENDPOINTS, separated by commas, else
+    /// `rollout.vllm.endpoints` of the job.
+    #[arg(long = "endpoint", value_name = "URL", env = "PACS_VLLM_ENDPOINTS", value_delimiter = ',', value_parser = endpoint)]
+    pub(crate) endpoints: Vec<String>,
+    /// Key that the servers ask for (`vllm serve --api-key`). Default: none.
+    #[arg(long, env = "PACS_VLLM_API_KEY", hide_env_values = true, value_name = "KEY", value_parser = api_key)]
+    pub(crate) api_key: Option<ApiKey>,
+    /// Address of this machine at which other machines fetch weights. Default: $PACS_BIND, else the Slurm node's name,
+    /// else the address from which the coordinator is reached.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) bind: Option<String>,
+    /// Write log lines as JSON.
+    #[arg(long)]
+    pub(crate) log_json: bool,
+}
+
+fn endpoint(text: &str) -> Result<String, String> {
+    match pacs_spec::endpoint_authority(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err("expected http://HOST:PORT".to_owned()),
+    }
+}
+
+fn api_key(text: &str) -> Result<ApiKey, String> {
+    ApiKey::new(text).ok_or_else(|| "expected visible ASCII characters".to_owned())
 }
 
 /// Upper bound of durations, ten years: larger values overflow a process clock.

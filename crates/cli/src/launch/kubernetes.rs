@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use anyhow::{Result, ensure};
 use pacs_runtime::harmless;
-use pacs_spec::{DeviceKind, JobSpec};
+use pacs_spec::{DeviceKind, JobSpec, RolloutEngineKind};
 use ring::digest::{SHA256, digest};
 
 use crate::arguments::LaunchKubernetes;
@@ -32,6 +32,11 @@ pub(crate) fn manifests(spec: &JobSpec, text: &str, arguments: &LaunchKubernetes
     for path in [Some(&spec.model.path), spec.data.train.path.as_ref()].into_iter().flatten() {
         ensure!(path.is_absolute(), "path `{}` of the spec is relative; pods see the data at /data", path.display());
     }
+    ensure!(
+        spec.rollout.engine == RolloutEngineKind::Native,
+        "`rollout.engine` = \"vllm\" is not written into manifests yet: print those of the job with \"native\" and \
+         resources.rollouts = 0, and add `pacs rollout` next to the servers (docs/ENGINES.md)"
+    );
     let resources = &spec.resources;
     let gpu = resources.device == DeviceKind::Cuda;
     let threads = if resources.threads == 0 { arguments.cpu } else { resources.threads };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, ensure};
 use pacs_runtime::{harmless, harmless_lines};
-use pacs_spec::{DeviceKind, JobSpec};
+use pacs_spec::{DeviceKind, JobSpec, RolloutEngineKind};
 
 use super::quoted_path;
 use crate::arguments::{LaunchSlurm, Only};
@@ -50,6 +50,7 @@ struct Step {
 pub(crate) fn script(spec: &JobSpec, arguments: &LaunchSlurm, place: &Place) -> Result<String> {
     let steps = steps(spec, arguments.only);
     ensure!(!steps.is_empty(), "the job has no workers of this role (see [resources] in its spec)");
+    check_servers(spec, &steps)?;
     check_warning(arguments)?;
     check_texts(arguments, place)?;
     let allocation = allocation(spec, arguments, &steps)?;
@@ -153,6 +154,18 @@ fn time_limit(time: &str) -> Result<Option<u64>> {
     total.map(Some).ok_or_else(malformed)
 }
 
+/// Refuses rollout workers that would all be told the same servers, or none.
+fn check_servers(spec: &JobSpec, steps: &[Step]) -> Result<()> {
+    let names_them = spec.rollout.vllm.as_ref().is_some_and(|vllm| !vllm.endpoints.is_empty());
+    let drives = steps.iter().any(|step| step.role == "rollout") && spec.rollout.engine == RolloutEngineKind::Vllm;
+    ensure!(
+        !drives || names_them,
+        "the job names no vLLM servers, and this script starts none: name those that run in `rollout.vllm.endpoints`, or set \
+         `resources.rollouts` = 0 and start `pacs rollout` next to each server (docs/ENGINES.md)"
+    );
+    Ok(())
+}
+
 /// Refuses a warning that would come before the first step, because the job would be requeued forever without progress.
 fn check_warning(arguments: &LaunchSlurm) -> Result<()> {
     let warning = u64::from(arguments.warning);
@@ -169,15 +182,20 @@ fn check_warning(arguments: &LaunchSlurm) -> Result<()> {
 
 fn steps(spec: &JobSpec, only: Option<Only>) -> Vec<Step> {
     let resources = &spec.resources;
-    let (learner, rollout) = ("pacs-worker learner", "pacs-worker rollout");
+    let learner = "pacs-worker learner";
+    // Servers have GPUs of their own, which this allocation does not know.
+    let (rollout, computes) = match spec.rollout.engine {
+        RolloutEngineKind::Native => ("pacs-worker rollout", true),
+        RolloutEngineKind::Vllm => ("pacs rollout", false),
+    };
     let step = |role, tasks, offset, command, computes| Step { role, tasks, offset, command, computes };
     let steps = match only {
         None => vec![
             step("verifier", resources.verifiers, 0, "pacs verifier", false),
-            step("rollout", resources.rollouts, spec.learners(), rollout, true),
+            step("rollout", resources.rollouts, if computes { spec.learners() } else { 0 }, rollout, computes),
             step("learner", spec.learners(), 0, learner, true),
         ],
-        Some(Only::Rollouts) => vec![step("rollout", resources.rollouts, 0, rollout, true)],
+        Some(Only::Rollouts) => vec![step("rollout", resources.rollouts, 0, rollout, computes)],
         Some(Only::Verifiers) => vec![step("verifier", resources.verifiers, 0, "pacs verifier", false)],
     };
     steps.into_iter().filter(|step| step.tasks > 0).collect()
@@ -455,6 +473,24 @@ mod tests {
         let path = dir.path().join("script");
         std::fs::write(&path, script).expect("written");
         std::process::Command::new("bash").arg("-n").arg(&path).status().expect("bash").success()
+    }
+
+    #[test]
+    fn vllm_servers_are_driven_without_a_gpu_and_have_to_be_named() {
+        let spec = |endpoints: &str| {
+            let text = format!(
+                "name = 'a'\nmodel.path = 'm'\ndata.train.path = 't.jsonl'\ndata.evaluation.path = 'e.jsonl'\n\
+                 resources = {{ learners = 4, device = 'cuda' }}\nrollout = {{ engine = 'vllm', vllm.endpoints = [{endpoints}] }}"
+            );
+            pacs_spec::parse(&text, Path::new("a.toml")).expect("valid")
+        };
+        let named = spec("'http://a:1'");
+        let steps = steps(&named, None);
+        let rollout = steps.iter().find(|step| step.role == "rollout").expect("a step");
+        assert_eq!((rollout.command, rollout.computes, rollout.tasks), ("pacs rollout", false, 1));
+        assert!(check_servers(&named, &steps).is_ok());
+        let error = check_servers(&spec(""), &steps).expect_err("none is named");
+        assert!(error.to_string().contains("names no vLLM servers"), "{error}");
     }
 
     #[test]

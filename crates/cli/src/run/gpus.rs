@@ -36,7 +36,8 @@ impl Gpus {
     /// Learners first, each on a GPU of its own; then rollout workers on those that have fewest workers.
     fn among(spec: &JobSpec, shown: &[String]) -> Self {
         let (resources, learners) = (&spec.resources, spec.learners() as usize);
-        let workers = learners + resources.rollouts as usize;
+        let computing_rollouts = spec.computing_rollouts();
+        let workers = learners + computing_rollouts as usize;
         let wanted = resources.gpus.map_or(workers, |gpus| gpus as usize);
         let usable: Vec<String> = match (shown, resources.gpus) {
             // Another machine than the one that runs it: what it would take.
@@ -52,7 +53,7 @@ impl Gpus {
             let ranks = plural(learners as u64, "learner rank", "learner ranks");
             Some(format!("{ranks} and {counted}: ranks never share one; lower `resources.learners`"))
         } else if workers > have && !resources.share_gpus {
-            let rollouts = plural(u64::from(resources.rollouts), "rollout worker", "rollout workers");
+            let rollouts = plural(u64::from(computing_rollouts), "rollout worker", "rollout workers");
             let ranks = plural(learners as u64, "learner", "learners");
             Some(format!(
                 "{ranks} and {rollouts} want a GPU each, and there {} {counted}: ask for fewer workers in [resources], or let \
@@ -66,7 +67,7 @@ impl Gpus {
         if problem.is_none() && have > 0 {
             let mut load = vec![0usize; have];
             let names = |role: &'static str, count: usize| (0..count).map(move |index| format!("{role}-{index}"));
-            for name in names("learner", learners).chain(names("rollout", resources.rollouts as usize)) {
+            for name in names("learner", learners).chain(names("rollout", computing_rollouts as usize)) {
                 let place = (0..have).min_by_key(|place| load[*place]).unwrap_or(0);
                 load[place] += 1;
                 places.insert(name, place);

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
-use pacs_spec::{DeviceKind, JobSpec};
+use pacs_spec::{DeviceKind, JobSpec, RolloutEngineKind};
 
 use super::gpus::Gpus;
 use super::supervisor::{COORDINATOR, WorkerCommand};
@@ -50,7 +50,13 @@ pub(crate) fn commands(
         }
     };
     add("verifier", resources.verifiers, &this, &[]);
-    add("rollout", resources.rollouts, worker, &compute(spec, cores, resources.rollouts));
+    match spec.rollout.engine {
+        RolloutEngineKind::Native => {
+            add("rollout", resources.rollouts, worker, &compute(spec, cores, resources.rollouts));
+        }
+        // Drives servers over HTTP, and computes nothing itself.
+        RolloutEngineKind::Vllm => add("rollout", resources.rollouts, &this, &[]),
+    }
     add("learner", spec.learners(), worker, &compute(spec, cores, resources.learners));
     Ok(commands)
 }
@@ -116,6 +122,17 @@ mod tests {
             commands[2].arguments.join(" "),
             "rollout --coordinator / --name rollout-1 --plaintext --threads 3 --device cpu"
         );
+    }
+
+    #[test]
+    fn vllm_servers_are_driven_without_libtorch() {
+        let text = "name = 'a'\nmodel.path = 'm'\ndata.train.path = 't.jsonl'\ndata.evaluation.path = 'e.jsonl'\n\
+                    rollout = { engine = 'vllm', vllm.endpoints = ['http://a:1'] }\nresources.device = 'cuda'";
+        let spec = pacs_spec::parse(text, Path::new("job.toml")).expect("valid");
+        let run = (Path::new("/usr/../"), "0123");
+        let commands = commands(&spec, Path::new("/bin/pacs-worker"), run, None, None).expect("found");
+        assert_eq!(commands[1].program, std::env::current_exe().expect("a program"));
+        assert_eq!(commands[1].arguments.join(" "), "rollout --coordinator / --name rollout-0 --plaintext");
     }
 
     #[test]

@@ -49,6 +49,12 @@ pub(crate) fn bounded(mut status: v1::GetStatusResponse) -> v1::GetStatusRespons
     status
 }
 
+/// Cuts the texts of a server's description.
+pub(crate) fn shorten_server(server: &mut v1::EngineServer) {
+    let texts = [&mut server.address, &mut server.state, &mut server.error];
+    texts.into_iter().for_each(|text| shorten(text, SHOWN));
+}
+
 /// Cuts a text off at a number of bytes.
 fn shorten(text: &mut String, most: usize) {
     if text.len() > most {

@@ -21,7 +21,7 @@ mod summary;
 mod verifications;
 mod waiters;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -227,6 +227,8 @@ pub(crate) struct Driver {
     /// Names of workers that were drained.
     pub(crate) drained: BTreeSet<String>,
     pub(crate) verifications: Verifications,
+    /// Servers that rollout workers drive, as their last heartbeats described them; not journaled.
+    pub(crate) servers: HashMap<WorkerId, Vec<v1::EngineServer>>,
     /// The machine's counters when the current step began.
     pub(crate) counted: Counters,
 
@@ -304,6 +306,7 @@ impl Driver {
             replaying: false,
             drained: BTreeSet::new(),
             verifications: Verifications::default(),
+            servers: HashMap::new(),
             clock: PhaseClock::new(Instant::now()),
             saves: SaveClock::default(),
             recent_steps: VecDeque::with_capacity(RECENT_STEPS),

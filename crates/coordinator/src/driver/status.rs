@@ -1,8 +1,9 @@
 use pacs_machine::{Action, WorkerStatus};
 use pacs_protocol::v1;
-use pacs_types::GroupId;
+use pacs_types::{GroupId, WorkerId};
 
 use super::Driver;
+use super::bounded::shorten_server;
 use super::findings::findings;
 use super::summary::unix_time;
 
@@ -24,7 +25,7 @@ impl Driver {
             weight_version: status.weights.map_or(status.step, |version| version.0),
             generation: status.generation.0,
             learners_wanted: self.spec.learners(),
-            workers: status.workers.into_iter().map(worker).collect(),
+            workers: status.workers.into_iter().map(|status| self.with_servers(worker(status))).collect(),
             queues: Some(v1::QueueDepths {
                 groups_waiting: narrow(queues.groups_waiting),
                 groups_generating: narrow(queues.groups_generating),
@@ -62,7 +63,29 @@ impl Driver {
 /// Characters of a question that the status shows.
 const SHOWN_QUESTION: usize = 200;
 
+/// Servers of one worker that are remembered.
+const MOST_SERVERS: usize = 256;
+
 impl Driver {
+    /// Remembers the servers that a worker has described, and forgets those of workers that are gone.
+    pub(crate) fn note_servers(&mut self, worker: WorkerId, mut servers: Vec<v1::EngineServer>) {
+        if servers.is_empty() {
+            self.servers.remove(&worker);
+            return;
+        }
+        servers.truncate(MOST_SERVERS);
+        servers.iter_mut().for_each(shorten_server);
+        if self.servers.insert(worker, servers).is_none() {
+            let machine = &self.machine;
+            self.servers.retain(|worker, _| machine.worker_role(*worker).is_some());
+        }
+    }
+
+    fn with_servers(&self, mut status: v1::WorkerStatus) -> v1::WorkerStatus {
+        status.servers = self.servers.get(&WorkerId(status.worker_id)).cloned().unwrap_or_default();
+        status
+    }
+
     fn set_aside(&self, group: GroupId, reason: String) -> v1::SetAsideGroup {
         let question = self.problem(group).question.chars().take(SHOWN_QUESTION).collect();
         v1::SetAsideGroup { group_id: group.0, question, reason }
@@ -86,6 +109,7 @@ fn worker(worker: WorkerStatus) -> v1::WorkerStatus {
         rank: worker.rank,
         activity_seconds: worker.active.as_secs_f64(),
         draining: worker.draining,
+        servers: Vec::new(),
     }
 }
 

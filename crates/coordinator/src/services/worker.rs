@@ -81,7 +81,7 @@ impl WorkerService for Services {
         request: Request<v1::HeartbeatRequest>,
     ) -> Result<Response<v1::HeartbeatResponse>, Status> {
         let certified = certified(&request);
-        let v1::HeartbeatRequest { worker_id, activity, ending } = request.into_inner();
+        let v1::HeartbeatRequest { worker_id, activity, ending, servers } = request.into_inner();
         let mut driver = self.0.lock()?;
         let role = driver.machine.worker_role(WorkerId(worker_id));
         must_be(certified, role)?;
@@ -90,6 +90,9 @@ impl WorkerService for Services {
         }
         let event = Event::Heartbeat { worker: WorkerId(worker_id), activity: sentence(activity) };
         let Reply::Directive(directive) = driver.call(event)? else { return Err(wrong_answer()) };
+        if role == Some(Role::Rollout) {
+            driver.note_servers(WorkerId(worker_id), servers);
+        }
         let log_level = driver.machine.position().log_level;
         let heartbeat_interval_ms = role.map_or(0, |role| heartbeat_interval_ms(&driver, role));
         let is_stopped = driver.machine.ended() == Some(&End::Stopped);

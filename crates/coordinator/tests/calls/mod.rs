@@ -225,7 +225,11 @@ where
         }
         1 => {
             let (activity, ending) = (any.text(), any.below(10) == 0);
-            drop(services.heartbeat(Request::new(v1::HeartbeatRequest { worker_id, activity, ending })).await);
+            drop(
+                services
+                    .heartbeat(Request::new(v1::HeartbeatRequest { worker_id, activity, ending, ..Default::default() }))
+                    .await,
+            );
         }
         2 => {
             let error = any.text();

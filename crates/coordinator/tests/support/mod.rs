@@ -243,7 +243,7 @@ async fn join(address: SocketAddr, role: v1::Role, name: String) -> Member {
     let (leave, left) = tokio::sync::watch::channel(false);
     let beats = tokio::spawn(async move {
         loop {
-            let beat = v1::HeartbeatRequest { worker_id: id, activity: "pretends".into(), ending: false };
+            let beat = v1::HeartbeatRequest { worker_id: id, activity: "pretends".into(), ..Default::default() };
             if let Ok(reply) = client.heartbeat(beat).await
                 && matches!(reply.into_inner().directive(), v1::Directive::Leave | v1::Directive::LeaveForNow)
             {

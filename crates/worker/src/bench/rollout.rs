@@ -1,13 +1,22 @@
 //! `pacs-worker bench rollout`.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use pacs_model::ModelConfig;
 use pacs_rollout::Engine;
+use pacs_vllm::{Client, Drawing, Limits};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 use super::work::{self, Run};
 use super::{median, print, shape};
+
+/// Longest time of one request to a server.
+const SERVER_DEADLINE: Duration = Duration::from_secs(3600);
 
 /// Groups of samples from prompts of random tokens; answers never end before their length.
 #[derive(Debug, Args)]
@@ -39,6 +48,10 @@ pub(crate) struct Arguments {
     /// Launch every kernel separately, to see what CUDA graphs save.
     #[arg(long)]
     no_cuda_graphs: bool,
+    /// Give a vLLM server the same work, http://HOST:PORT (docs/ENGINES.md). It serves the same model with
+    /// --enable-scale-out, and room for as many sequences.
+    #[arg(long, value_name = "URL", conflicts_with = "long_tail")]
+    vllm: Option<String>,
     /// Repetitions of the whole work, after one warm-up.
     #[arg(long, default_value_t = 3, value_parser = crate::bounds::usize_to(crate::bounds::MOST_TIMES))]
     repeats: usize,
@@ -74,7 +87,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let (seconds, last) = (middle(|run| run.seconds), runs[runs.len() - 1]);
         full.push(middle(|run| run.tokens_full as f64 / run.seconds_full));
         let mut line = json!({
-            "bench": "rollout", "model": described, "lengths": name, "seconds": seconds, "new_tokens": last.tokens,
+            "bench": "rollout", "engine": "native", "model": described, "lengths": name, "seconds": seconds, "new_tokens": last.tokens,
             "tokens_per_second": last.tokens as f64 / seconds, "steps": last.steps, "rows": rows,
             "preemptions": last.preemptions, "cuda_graphs": engine.recorded_passes(),
             "work": {"groups": arguments.groups, "samples": arguments.samples,
@@ -84,6 +97,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             line["tokens_per_second_while_samples_wait"] = json!(full[full.len() - 1]);
         }
         print(&line);
+    }
+    if let Some(url) = &arguments.vllm {
+        // The native engine's threads must not take the server's cores.
+        drop(engine);
+        let (server, seconds, tokens) = measure_server(arguments, url, &config, rows)?;
+        print(&json!({
+            "bench": "rollout", "engine": "vllm", "server": server, "seconds": seconds, "new_tokens": tokens,
+            "tokens_per_second": tokens as f64 / seconds, "rows": rows, "native_over_vllm": full[0] / (tokens as f64 / seconds),
+        }));
     }
     if let [uniform, heavy] = full[..] {
         print(&json!({"bench": "rollout", "heavy_tail_over_uniform": heavy / uniform, "target": "0.9 or more"}));
@@ -114,6 +136,59 @@ fn measure(
         }
     }
     Ok(runs)
+}
+
+/// Has a server do the work, with as many requests at once as the native engine has rows; returns its version, median seconds and
+/// tokens.
+fn measure_server(arguments: &Arguments, url: &str, config: &ModelConfig, rows: usize) -> Result<(String, f64, usize)> {
+    let authority = pacs_spec::endpoint_authority(url).with_context(|| format!("`{url}` is not http://HOST:PORT"))?;
+    let client = Client::new(authority, None, Limits { request: SERVER_DEADLINE, update: SERVER_DEADLINE });
+    let runtime = tokio::runtime::Runtime::new().context("start a runtime")?;
+    runtime.block_on(async {
+        let server = client.facts().await.with_context(|| format!("server {url}"))?.version;
+        let (mut seconds, mut tokens) = (Vec::new(), 0);
+        for repeat in 0..=arguments.repeats {
+            let places = Arc::new(Semaphore::new(rows));
+            let (mut requests, started) = (JoinSet::new(), Instant::now());
+            for number in 0..arguments.groups {
+                let group =
+                    work::group(config, number, arguments.samples, arguments.prompt_tokens, arguments.new_tokens);
+                let prompt: Arc<[u32]> = group.prompt.into();
+                for (_, noise) in group.samples {
+                    let (client, places, prompt) = (client.clone(), Arc::clone(&places), Arc::clone(&prompt));
+                    let max_new_tokens = arguments.new_tokens;
+                    requests.spawn(async move {
+                        let _place = places.acquire().await;
+                        let seed = noise.bits() >> 1;
+                        let (end_tokens, stop) = (&[][..], &[][..]);
+                        let drawing = Drawing {
+                            temperature: 1.0,
+                            top_p: 1.0,
+                            top_k: 0,
+                            min_p: 0.0,
+                            seed,
+                            max_new_tokens,
+                            end_tokens,
+                            stop,
+                        };
+                        // Another salt each time: the work is to be done, not remembered.
+                        client.count_tokens(&prompt, &drawing, &format!("bench-{repeat}")).await
+                    });
+                }
+            }
+            tokens = 0;
+            while let Some(counted) = requests.join_next().await {
+                tokens += counted.context("a request panicked")?.with_context(|| format!("server {url}"))?;
+            }
+            let took = started.elapsed().as_secs_f64();
+            if repeat > 0 {
+                print(&json!({"bench": "rollout", "engine": "vllm", "repeat": repeat, "seconds": took,
+                              "tokens_per_second": tokens as f64 / took}));
+                seconds.push(took);
+            }
+        }
+        Ok((server, median(&seconds), tokens))
+    })
 }
 
 /// Answer length of each group: a Pareto variable of shape 1.5, whose mean is three times its minimum.

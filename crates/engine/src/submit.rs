@@ -18,8 +18,7 @@ use pacs_runtime::{CallError, PATIENCE, Policy};
 use tokio::sync::{mpsc, watch};
 use tonic::{Code, Response, Status};
 
-use crate::service::{CALL_DEADLINE, RolloutError, ServeError};
-use crate::thread::{Command, Output};
+use crate::{CALL_DEADLINE, Output, RolloutError, ServeError};
 
 /// Calls on their way at once; another sample waits, and with it, when the queue of finished ones is full, generation.
 const WINDOW: usize = 64;
@@ -43,7 +42,8 @@ pub(crate) struct Submitting<C> {
     in_flight: watch::Sender<usize>,
     leases: mpsc::Receiver<Held>,
     held: HashMap<u64, Held>,
-    commands: std::sync::mpsc::Sender<Command>,
+    /// Has the engine forget a ticket.
+    cancel: Box<dyn Fn(u64) + Send>,
     /// Told how many samples are in flight.
     progress: Box<dyn Fn(usize) + Send>,
     patience: Duration,
@@ -74,13 +74,13 @@ where
         run_id: &RunIdentity,
         in_flight: watch::Sender<usize>,
         leases: mpsc::Receiver<Held>,
-        commands: std::sync::mpsc::Sender<Command>,
+        cancel: impl Fn(u64) + Send + 'static,
         progress: impl Fn(usize) + Send + 'static,
     ) -> Self {
         let (held, window) = (HashMap::new(), Window::default());
-        let progress = Box::new(progress);
+        let (cancel, progress) = (Box::new(cancel), Box::new(progress));
         let run_id = run_id.get().unwrap_or_default().to_owned();
-        Self { call, worker, run_id, in_flight, leases, held, commands, progress, patience: PATIENCE, window }
+        Self { call, worker, run_id, in_flight, leases, held, cancel, progress, patience: PATIENCE, window }
     }
 
     pub(crate) async fn run(mut self, mut outputs: mpsc::Receiver<Output>) -> Result<Infallible, ServeError> {
@@ -108,7 +108,12 @@ where
                 self.submit(*finished);
                 return Ok(());
             }
+            Some(Output::GivenUp { ticket, index, reason }) => {
+                self.give_up(ticket, index, &reason);
+                return Ok(());
+            }
             Some(Output::Failed(problem)) => ServeError::Fatal(RolloutError::Engine(problem)),
+            Some(Output::Refused(problem)) => ServeError::Fatal(RolloutError::Config(problem)),
             None => ServeError::Fatal(RolloutError::Engine("the engine ended without a word".into())),
         };
         while self.window.len() > 0 {
@@ -139,13 +144,24 @@ where
         self.window.push(Box::pin(trace::within(context, span, delivered)));
     }
 
+    /// Counts a sample that nobody will submit.
+    fn give_up(&mut self, ticket: u64, index: u32, reason: &str) {
+        let Some(held) = self.held.get_mut(&ticket) else { return };
+        tracing::warn!(group = held.group, lease = ticket, sample = index, "a sample was given up: {reason}");
+        held.samples_left -= 1;
+        if held.samples_left == 0 {
+            self.held.remove(&ticket);
+        }
+        self.in_flight.send_modify(|in_flight| *in_flight -= 1);
+    }
+
     fn settle(&mut self, answer: Answer) {
         let mut settled = 1;
         // Where the lease lapsed nobody wants the rest of the group; what is on its way is answered on its own.
         if !answer.taken
             && let Some(held) = self.held.remove(&answer.lease)
         {
-            let _ = self.commands.send(Command::Cancel { ticket: answer.lease });
+            (self.cancel)(answer.lease);
             settled += held.samples_left;
         }
         self.in_flight.send_modify(|in_flight| *in_flight -= settled);

@@ -8,17 +8,15 @@ use std::time::Duration;
 use pacs_protocol::v1;
 use pacs_protocol::v1::rollout_service_client::RolloutServiceClient;
 use pacs_runtime::net::{PeerRole, RunChannel, Security};
-use pacs_runtime::{Activity, Policy};
-use pacs_torch::tch::Kind;
+use pacs_runtime::{Activity, Membership, Policy};
 use pacs_weights::{
     Announcement, DataServer, FetchOptions, GroupTransport, HostStore, Receiver, ServerOptions, Shelf, Source,
     VersionId,
 };
 use tokio::sync::watch;
 
-use crate::service::{CALL_DEADLINE, RolloutError, ServeError};
-use crate::thread::{Attached, Setup};
-use crate::weights::{BaseCell, MappedWeights, OWN, kind};
+use crate::serve::client;
+use crate::{CALL_DEADLINE, NotPrepared, RolloutEngine, RolloutError, ServeError};
 
 /// How long one call waits for news.
 const NEWS_WAIT: Duration = Duration::from_secs(10);
@@ -28,17 +26,18 @@ const ATTEMPTS: u32 = 3;
 
 /// What a process has for the weights of its run; it outlives registrations.
 #[derive(Debug)]
-pub(crate) struct HostWeights {
+pub struct HostWeights {
     store: Arc<HostStore>,
     receiver: Receiver,
     server: DataServer,
-    /// What adapters are merged into.
-    base: BaseCell,
 }
 
 impl HostWeights {
     /// Opens the store of a run on this host, and hands on at `bind` what is fetched.
-    pub(crate) fn open(
+    ///
+    /// # Errors
+    /// When there is no place for the store, or the address cannot be listened on.
+    pub fn open(
         run: &str,
         bind: &str,
         security: &Security,
@@ -51,60 +50,44 @@ impl HostWeights {
         let server = server.map_err(|error| format!("hand on weights at `{address}`: {error}"))?;
         let receiver = Receiver::new(Arc::clone(&store), shelf, FetchOptions::new(security.clone(), run));
         let receiver = receiver.with_broadcast(broadcast);
-        Ok(Self { store, receiver, server, base: BaseCell::default() })
+        Ok(Self { store, receiver, server })
+    }
+
+    /// Where the versions of this host lie.
+    #[must_use]
+    pub fn store(&self) -> &Arc<HostStore> {
+        &self.store
     }
 }
 
 /// Keeps the engine's weights the newest.
-pub(crate) struct Following {
+#[derive(Debug)]
+pub struct Following<E> {
     client: RolloutServiceClient<RunChannel>,
     worker: u64,
     host: Arc<HostWeights>,
-    setup: Arc<Setup>,
-    engine: Attached,
+    engine: Arc<E>,
     activity: Activity,
     /// What was announced last.
     announced: watch::Sender<Option<Announcement>>,
-    /// What the engine has, or will have before the commands that are sent next.
-    held: watch::Sender<Option<VersionId>>,
+    /// What was given to the engine last.
+    given: watch::Sender<Option<VersionId>>,
 }
 
-impl Following {
-    pub(crate) fn new(
-        client: RolloutServiceClient<RunChannel>,
-        worker: u64,
-        host: Arc<HostWeights>,
-        setup: Arc<Setup>,
-        engine: Attached,
-        activity: Activity,
-    ) -> Self {
-        let (announced, held) = (watch::Sender::new(None), watch::Sender::new(None));
-        Self { client, worker, host, setup, engine, activity, announced, held }
+impl<E: RolloutEngine + 'static> Following<E> {
+    /// Follows the weights that the coordinator of a registration announces.
+    #[must_use]
+    pub fn new(membership: &Membership, host: Arc<HostWeights>, engine: Arc<E>) -> Self {
+        let (announced, given) = (watch::Sender::new(None), watch::Sender::new(None));
+        let (client, activity) = (client(membership), membership.activity.clone());
+        Self { client, worker: membership.worker.0, host, engine, activity, announced, given }
     }
 
-    /// The version that groups are generated with which are given to the engine from now on.
-    pub(crate) fn held(&self) -> watch::Receiver<Option<VersionId>> {
-        self.held.subscribe()
-    }
-
-    /// Gives the engine the model's own weights, which never change: nothing is trained, so nobody publishes any.
-    pub(crate) async fn keep_own(self, kind: Kind) -> Result<Infallible, ServeError> {
-        // The engine of an earlier registration has them already; to read a large model again takes minutes.
-        if self.engine.held() == Some(OWN) {
-            self.held.send_replace(Some(OWN));
-            return std::future::pending().await;
-        }
-        self.activity.set("loading the model");
-        let (host, setup) = (Arc::clone(&self.host), Arc::clone(&self.setup));
-        let load = move || MappedWeights::of_model(&host.store, &setup, kind);
-        let loaded = tokio::task::spawn_blocking(load).await;
-        let loaded = loaded.map_err(|error| format!("the loading thread panicked: {error}")).and_then(|loaded| loaded);
-        let loaded = loaded.map_err(|problem| ServeError::Fatal(RolloutError::Config(problem)))?;
-        self.held.send_replace(Some(self.engine.give(loaded)));
-        std::future::pending().await
-    }
-
-    pub(crate) async fn run(self) -> Result<Infallible, ServeError> {
+    /// Follows until the registration fails.
+    ///
+    /// # Errors
+    /// Always; see [`ServeError`].
+    pub async fn run(self) -> Result<Infallible, ServeError> {
         tokio::select! {
             listened = self.listen() => listened,
             received = self.receive() => received,
@@ -113,9 +96,9 @@ impl Following {
 
     /// Asks for news, and says what this worker holds.
     async fn listen(&self) -> Result<Infallible, ServeError> {
-        let mut held = self.held.subscribe();
+        let mut given = self.given.subscribe();
         loop {
-            let has = *held.borrow_and_update();
+            let has = *given.borrow_and_update();
             let known = self.announced.borrow().as_ref().map(|announcement| announcement.description.clone());
             let id = known.as_ref().map(pacs_weights::Description::id);
             let request = v1::AwaitWeightsRequest {
@@ -133,7 +116,7 @@ impl Following {
             let reply = tokio::select! {
                 reply = AWAIT_WEIGHTS.run(call) => reply?,
                 // The coordinator hears of it at once, for it may name this host to others.
-                Ok(()) = held.changed() => continue,
+                Ok(()) = given.changed() => continue,
             };
             let Some(weights) = reply.weights else { continue };
             let announcement = Announcement::try_from(&weights)
@@ -148,33 +131,34 @@ impl Following {
         let mut failures = 0;
         loop {
             let gone = |_| ServeError::Rejoin("the listening side ended".into());
-            let held = *self.held.borrow();
+            let given = *self.given.borrow();
             let is_news = |announced: &Option<Announcement>| {
-                announced.as_ref().is_some_and(|announced| Some(announced.description.id()) != held)
+                announced.as_ref().is_some_and(|announced| Some(announced.description.id()) != given)
             };
             let Some(wanted) = announced.wait_for(is_news).await.map_err(gone)?.clone() else { continue };
             let id = wanted.description.id();
             if self.engine.holds(&wanted.description) {
-                self.held.send_replace(Some(id));
+                self.given.send_replace(Some(id));
                 continue;
             }
-            if held.is_none() {
+            if given.is_none() {
                 self.activity.set("receiving weights");
             }
             match self.bring(wanted, &mut announced).await {
-                Ok(loaded) => {
+                Ok(weights) => {
                     failures = 0;
                     // Before others hear of it: groups that are given to the engine come after.
-                    self.held.send_replace(Some(self.engine.give(loaded)));
+                    self.engine.install(weights);
+                    self.given.send_replace(Some(id));
                 }
-                Err(NotBrought::Refused(problem)) => return Err(ServeError::Fatal(RolloutError::Config(problem))),
+                Err(NotPrepared::Refused(problem)) => return Err(ServeError::Fatal(RolloutError::Config(problem))),
                 // There are newer ones by now.
-                Err(NotBrought::Failed(problem))
+                Err(NotPrepared::Failed(problem))
                     if self.announced.borrow().as_ref().is_some_and(|newest| newest.description.id() != id) =>
                 {
                     tracing::debug!("{id} was not received: {problem}");
                 }
-                Err(NotBrought::Failed(problem)) => {
+                Err(NotPrepared::Failed(problem)) => {
                     failures += 1;
                     if failures >= ATTEMPTS {
                         return Err(ServeError::Rejoin(format!("receive {id}: {problem}")));
@@ -189,26 +173,16 @@ impl Following {
         &self,
         wanted: Announcement,
         announced: &mut watch::Receiver<Option<Announcement>>,
-    ) -> Result<MappedWeights, NotBrought> {
+    ) -> Result<E::Weights, NotPrepared> {
         let id = wanted.description.id();
         let cancelled = CancelOnDrop(Arc::default());
         let flag = Arc::clone(&cancelled.0);
-        let (host, setup, find) = (Arc::clone(&self.host), Arc::clone(&self.setup), self.finder(id));
+        let (host, engine, find) = (Arc::clone(&self.host), Arc::clone(&self.engine), self.finder(id));
         let receiving = tokio::task::spawn_blocking(move || {
             let started = std::time::Instant::now();
-            let failed = |error: &dyn std::fmt::Display| NotBrought::Failed(error.to_string());
+            let failed = |error: &dyn std::fmt::Display| NotPrepared::Failed(error.to_string());
             let received = host.receiver.receive(&wanted, &find, &flag).map_err(|error| failed(&error))?;
-            let loaded = match setup.trained().lora {
-                None => MappedWeights::map(&received, setup.config()),
-                Some(_) => {
-                    let base = host.base.get(&host.store, &setup, kind(wanted.description.kind()));
-                    MappedWeights::map_adapters(&received, base.map_err(|error| failed(&error))?)
-                }
-            };
-            let loaded = loaded.map_err(|error| match error.is_final() {
-                true => NotBrought::Refused(format!("use {id}: {error}")),
-                false => failed(&error),
-            })?;
+            let weights = engine.prepare(&received)?;
             tracing::debug!(
                 generation = id.generation.0,
                 version = id.version.0,
@@ -220,7 +194,7 @@ impl Following {
                 seconds = started.elapsed().as_secs_f64(),
                 "weights received"
             );
-            Ok(loaded)
+            Ok(weights)
         });
         tokio::pin!(receiving);
         // One that comes while another is on its way is the next; two, and this one has gone where it comes from.
@@ -238,11 +212,11 @@ impl Following {
                 receiving.await
             }
         };
-        received.map_err(|error| NotBrought::Failed(format!("the receiving thread panicked: {error}")))?
+        received.map_err(|error| NotPrepared::Failed(format!("the receiving thread panicked: {error}")))?
     }
 
     /// Asks the coordinator who hands the version out.
-    fn finder(&self, id: VersionId) -> impl Fn(&[String]) -> Result<Vec<Source>, String> + Send + Sync + use<> {
+    fn finder(&self, id: VersionId) -> impl Fn(&[String]) -> Result<Vec<Source>, String> + Send + Sync + use<E> {
         let (client, worker_id) = (self.client.clone(), self.worker);
         let address = self.host.server.address().to_string();
         let runtime = tokio::runtime::Handle::current();
@@ -268,15 +242,6 @@ impl Following {
             Ok(reply.sources.into_iter().map(source).collect())
         }
     }
-}
-
-/// Why a version was not brought to the engine.
-#[derive(Debug)]
-enum NotBrought {
-    /// Another try may succeed.
-    Failed(String),
-    /// It is not for this worker, and no version after it will be.
-    Refused(String),
 }
 
 /// Has a transfer that nobody waits for end soon.

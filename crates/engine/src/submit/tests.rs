@@ -47,7 +47,7 @@ impl Coordinator {
 struct Worker {
     outputs: mpsc::Sender<Output>,
     in_flight: watch::Receiver<usize>,
-    commands: std::sync::mpsc::Receiver<Command>,
+    cancelled: std::sync::mpsc::Receiver<u64>,
     ended: tokio::task::JoinHandle<Result<Infallible, ServeError>>,
 }
 
@@ -59,18 +59,19 @@ fn worker_with(coordinator: &Coordinator, leases: u64, patience: Duration) -> Wo
     let (outputs, receiver) = mpsc::channel(1000);
     let (in_flight_sender, in_flight) = watch::channel(4 * leases as usize);
     let (lease_sender, lease_receiver) = mpsc::channel(leases as usize);
-    let (command_sender, commands) = std::sync::mpsc::channel();
+    let (cancel_sender, cancelled) = std::sync::mpsc::channel();
     for lease in 0..leases {
         let held = Held { lease, group: 100 + lease, samples_left: 4 };
         lease_sender.try_send(held).expect("there is room");
     }
     let coordinator = coordinator.clone();
     let call = move |request| coordinator.clone().submit(request);
+    let cancel = move |ticket| cancel_sender.send(ticket).expect("the test listens");
     let mut submitting =
-        Submitting::new(call, 1, &RunIdentity::default(), in_flight_sender, lease_receiver, command_sender, |_| {});
+        Submitting::new(call, 1, &RunIdentity::default(), in_flight_sender, lease_receiver, cancel, |_| {});
     submitting.patience = patience;
     let ended = tokio::spawn(submitting.run(receiver));
-    Worker { outputs, in_flight, commands, ended }
+    Worker { outputs, in_flight, cancelled, ended }
 }
 
 /// Waits until so many samples are in flight.
@@ -135,7 +136,7 @@ async fn an_unanswered_call_is_repeated_and_delays_no_other() {
     wait_for(&mut worker, 0).await;
     let calls: Vec<u32> = coordinator.seen.lock().unwrap().calls.iter().map(|call| call.1).collect();
     assert_eq!(calls, [0, 1, 2, 3, 1, 1]);
-    assert!(worker.commands.try_recv().is_err(), "nothing is cancelled");
+    assert!(worker.cancelled.try_recv().is_err(), "nothing is cancelled");
 }
 
 #[tokio::test]
@@ -152,14 +153,14 @@ async fn a_lapsed_lease_is_cancelled_once_and_counted_once() {
     coordinator.answers.add_permits(1000);
     // Two samples of the first lease were never handed in, three of the second are still to come.
     wait_for(&mut worker, 3).await;
-    assert!(matches!(worker.commands.try_recv(), Ok(Command::Cancel { ticket: 0 })));
+    assert!(matches!(worker.cancelled.try_recv(), Ok(0)));
     // What the engine finished meanwhile is dropped.
     worker.outputs.send(finished(0, 2)).await.expect("it listens");
     for index in 1..4 {
         worker.outputs.send(finished(1, index)).await.expect("it listens");
     }
     wait_for(&mut worker, 0).await;
-    assert!(worker.commands.try_recv().is_err());
+    assert!(worker.cancelled.try_recv().is_err());
     assert_eq!(coordinator.seen.lock().unwrap().calls.len(), 6);
 }
 
@@ -191,4 +192,21 @@ async fn retries_are_bounded() {
     let worker = self::worker(&unknown, 1);
     worker.outputs.send(finished(0, 0)).await.expect("it listens");
     assert!(matches!(worker.ended.await.expect("no panic"), Err(ServeError::Rejoin(_))));
+}
+
+#[tokio::test]
+async fn samples_that_are_given_up_make_room_and_are_not_submitted() {
+    let coordinator = Coordinator::new(|_, _| Ok(()));
+    coordinator.answers.add_permits(1000);
+    let mut worker = worker(&coordinator, 1);
+    worker.outputs.send(finished(0, 0)).await.expect("it listens");
+    for index in 1..4 {
+        let given_up = Output::GivenUp { ticket: 0, index, reason: "no server answers".into() };
+        worker.outputs.send(given_up).await.expect("it listens");
+    }
+    wait_for(&mut worker, 0).await;
+    assert_eq!(coordinator.seen.lock().unwrap().calls, [(0, 0)]);
+    worker.outputs.send(Output::Refused("other weights".into())).await.expect("it listens");
+    let ended = worker.ended.await.expect("no panic");
+    assert!(matches!(ended, Err(ServeError::Fatal(RolloutError::Config(problem))) if problem == "other weights"));
 }

@@ -1,0 +1,366 @@
+//! One server: bringing it new weights, verifying what it holds, and watching it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pacs_runtime::Backoff;
+use pacs_weights::{Description, VersionId};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{sleep, timeout};
+
+use crate::answer::scores;
+use crate::client::Load;
+use crate::folder::VersionFolder;
+use crate::installed::Installed;
+use crate::label;
+use crate::probe::{FleetSums, Recorded, Scored, Sequence, Sums, jump};
+use crate::{Client, Fault};
+
+/// How often a server is looked at while it serves.
+const LOOK: Duration = Duration::from_secs(2);
+/// Looks in a row that may fail: a server is slow under load.
+const MISSED_LOOKS: u32 = 2;
+/// Waits before a server that cannot be used is tried again.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
+
+/// A version that servers can load.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) description: Description,
+    pub(crate) label: String,
+    pub(crate) folder: VersionFolder,
+}
+
+impl Prepared {
+    pub(crate) fn id(&self) -> VersionId {
+        self.description.id()
+    }
+}
+
+/// What the job needs of a server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Needs {
+    /// Tokens of the longest prompt and answer.
+    pub(crate) longest: u64,
+    /// Log-probs after temperature, top-k, top-p and min-p.
+    pub(crate) processed_logprobs: bool,
+    /// No request may see two versions: its log-probs before the cut are scored after its end.
+    pub(crate) drained_updates: bool,
+    pub(crate) checksums: bool,
+    pub(crate) max_logprob_jump: f64,
+    /// Longest wait for requests to end before an update.
+    pub(crate) drain: Duration,
+}
+
+/// What the drivers of all servers share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) run: String,
+    pub(crate) needs: Needs,
+    pub(crate) installed: Installed,
+    pub(crate) recorded: Recorded,
+    pub(crate) sums: FleetSums,
+}
+
+/// What a driver tells the dispatcher.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// The server is there; there is nothing to give it yet.
+    Idle,
+    /// It is given a version. It gets no requests until it is ready again.
+    Updating(VersionId),
+    /// It serves a version, which is verified.
+    Ready(VersionId, String),
+    /// Its own metrics.
+    Load(Load),
+    /// It cannot be used for now.
+    Down(Fault),
+    /// What servers compute with is not what was published: no server may generate any more.
+    Wrong(String),
+}
+
+/// Why work with a server ended.
+enum Stop {
+    /// It is tried again.
+    Fault(Fault),
+    /// The run cannot continue.
+    Wrong(String),
+}
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+fn ended(_: watch::error::RecvError) -> Fault {
+    Fault::Abandoned("the engine ended".to_owned())
+}
+
+/// Drives one server.
+pub(crate) struct Driver {
+    pub(crate) seat: usize,
+    pub(crate) endpoint: String,
+    pub(crate) client: Client,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) target: watch::Receiver<Option<Arc<Prepared>>>,
+    /// The dispatcher takes everything at once, so a full queue waits for a moment only.
+    pub(crate) news: mpsc::Sender<(usize, News)>,
+    pub(crate) wake: Arc<Notify>,
+    pub(crate) in_flight: watch::Receiver<usize>,
+    /// The version that the server serves, verified.
+    pub(crate) held: Option<Arc<Prepared>>,
+    /// Checksums of the version that was verified on this server last, whatever it holds now.
+    pub(crate) sums: Option<(Description, Sums)>,
+}
+
+impl Driver {
+    /// Drives the server until the dispatcher is gone.
+    pub(crate) async fn run(mut self) {
+        let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+        let mut told = None;
+        loop {
+            match self.session(&mut backoff).await {
+                Stop::Fault(fault) => {
+                    // A server that was there meanwhile is worth another line.
+                    if self.held.take().is_some() || told.as_ref() != Some(&fault) {
+                        tracing::warn!(server = self.endpoint, fault = fault.name(), "server is down: {fault}");
+                    }
+                    told = Some(fault.clone());
+                    if !self.tell(News::Down(fault)).await {
+                        return;
+                    }
+                    sleep(backoff.wait()).await;
+                }
+                Stop::Wrong(problem) => {
+                    self.tell(News::Wrong(problem)).await;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// False when nobody listens any more.
+    async fn tell(&self, news: News) -> bool {
+        self.news.send((self.seat, news)).await.is_ok()
+    }
+
+    async fn session(&mut self, backoff: &mut Backoff) -> Stop {
+        match self.serve(backoff).await {
+            Ok(never) => match never {},
+            Err(stop) => stop,
+        }
+    }
+
+    async fn serve(&mut self, backoff: &mut Backoff) -> Result<std::convert::Infallible, Stop> {
+        self.inspect().await?;
+        self.tell(News::Idle).await;
+        loop {
+            let wanted = self.target.borrow_and_update().clone();
+            let Some(wanted) = wanted else {
+                self.look_while_idle().await?;
+                continue;
+            };
+            let label = self.client.weight_label().await?;
+            if label == wanted.label {
+                // An earlier start of this worker gave it, and was perhaps killed before it let the server continue.
+                if self.client.is_paused().await? {
+                    self.client.resume().await?;
+                }
+                self.held = Some(Arc::clone(&wanted));
+            } else {
+                if label::is_of_another_run(&self.shared.run, &label) {
+                    tracing::warn!(server = self.endpoint, label, "the server has weights of another run");
+                }
+                self.update(&wanted).await?;
+            }
+            self.tell(News::Ready(wanted.id(), wanted.label.clone())).await;
+            *backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+            self.watch(&wanted).await?;
+        }
+    }
+
+    /// Refuses a server that this job cannot use.
+    async fn inspect(&self) -> Result<(), Fault> {
+        let facts = self.client.facts().await?;
+        let needs = &self.shared.needs;
+        if let Some(most) = facts.max_model_len.filter(|most| *most <= needs.longest) {
+            let longest = needs.longest;
+            return Err(Fault::Unfit(format!(
+                "its longest sequence is {most} tokens, and those of this job take {longest} and one more: start it with \
+                 --max-model-len {}",
+                longest + 1
+            )));
+        }
+        let mode = facts.logprobs_mode.as_deref().unwrap_or("unknown");
+        let fits = match needs.processed_logprobs {
+            true => mode == "processed_logprobs",
+            false => matches!(mode, "raw_logprobs" | "processed_logprobs"),
+        };
+        if !fits {
+            return Err(Fault::Unfit(format!(
+                "its log-probs are {mode}, and the sampling of this job needs those after it: start it with --logprobs-mode \
+                 processed_logprobs"
+            )));
+        }
+        tracing::info!(server = self.endpoint, vllm = facts.version, "server reached");
+        Ok(())
+    }
+
+    async fn look_while_idle(&mut self) -> Result<(), Fault> {
+        tokio::select! {
+            changed = self.target.changed() => return changed.map_err(ended),
+            () = sleep(LOOK) => {}
+        }
+        self.client.weight_label().await.map(drop)
+    }
+
+    /// Gives the server a version, and verifies it there.
+    async fn update(&mut self, wanted: &Arc<Prepared>) -> Result<(), Stop> {
+        let (id, started) = (wanted.id(), std::time::Instant::now());
+        self.tell(News::Updating(id)).await;
+        let before = self.score_before().await?;
+        if self.shared.needs.drained_updates {
+            let drained = timeout(self.shared.needs.drain, self.in_flight.wait_for(|in_flight| *in_flight == 0)).await;
+            if drained.is_err() {
+                let seconds = self.shared.needs.drain.as_secs();
+                return Err(Fault::Late { call: "the requests before an update", seconds }.into());
+            }
+        }
+        self.held = None;
+        let (updating, unverified) = (label::of_update(&self.shared.run), label::unverified(&wanted.label));
+        self.client.pause().await?;
+        // First, so that no token that is generated in the middle of an update carries the name of a version.
+        self.client.set_weight_label(&updating).await?;
+        self.client.reload_weights(&wanted.folder.servers_path).await?;
+        self.client.set_weight_label(&unverified).await?;
+        let found = self.client.weight_label().await?;
+        if found != unverified {
+            return Err(Fault::OtherWeights(format!("{found:?} instead of {id}")).into());
+        }
+        self.client.resume().await?;
+        let paused = started.elapsed();
+        // Requests continue meanwhile; their samples wait for the end of the verification.
+        let sums = self.check_sums(wanted).await?;
+        self.check_scores(wanted, before).await?;
+        self.client.set_weight_label(&wanted.label).await?;
+        self.held = Some(Arc::clone(wanted));
+        if let Some(sums) = sums {
+            self.sums = Some((wanted.description.clone(), sums));
+        }
+        tracing::debug!(
+            server = self.endpoint,
+            generation = id.generation.0,
+            version = id.version.0,
+            paused_seconds = paused.as_secs_f64(),
+            seconds = started.elapsed().as_secs_f64(),
+            "server has new weights"
+        );
+        Ok(())
+    }
+
+    /// Scores the recorded answer with what the server has; where that is not a verified version, the last scores of others
+    /// have to do.
+    async fn score_before(&self) -> Result<Option<Scored>, Fault> {
+        let Some(held) = &self.held else { return Ok(self.shared.recorded.last()) };
+        let Some(sequence) = self.shared.recorded.wanted() else { return Ok(None) };
+        let logprobs = self.score(&sequence, held.id(), &held.label).await?;
+        let scored = Scored { sequence, version: held.id(), logprobs };
+        self.shared.recorded.keep(scored.clone());
+        Ok(Some(scored))
+    }
+
+    /// Log-probs of a recorded answer under a version that the server should have.
+    async fn score(&self, sequence: &Sequence, id: VersionId, label: &str) -> Result<Vec<f32>, Fault> {
+        let answer = self.client.score(&sequence.tokens, label).await?;
+        let (logprobs, found) = scores(answer, &sequence.tokens, sequence.answer_from)?;
+        match found == label {
+            true => Ok(logprobs),
+            false => Err(Fault::OtherWeights(format!("{found:?} scored instead of {id}"))),
+        }
+    }
+
+    async fn check_sums(&self, wanted: &Prepared) -> Result<Option<Sums>, Fault> {
+        if !self.shared.needs.checksums {
+            return Ok(None);
+        }
+        let sums = Sums::of(&self.client.checksums().await?);
+        let hint = "set `rollout.vllm.checksums` = false if that is expected";
+        if let Some((before, sums_before)) = &self.sums
+            && before.digest() != wanted.description.digest()
+            && sums_before.content == sums.content
+        {
+            let (before, now) = (before.id(), wanted.id());
+            return Err(Fault::OtherWeights(format!("its checksums of {now} are those of {before}; {hint}")));
+        }
+        if !self.shared.sums.agree(&wanted.label, &sums) {
+            let now = wanted.id();
+            return Err(Fault::OtherWeights(format!(
+                "its checksums of {now} are not those of another server that is divided alike; {hint}"
+            )));
+        }
+        Ok(Some(sums))
+    }
+
+    /// Compares the recorded answer's log-probs before and after an update.
+    async fn check_scores(&self, wanted: &Arc<Prepared>, before: Option<Scored>) -> Result<(), Stop> {
+        let Some(Scored { sequence, version, logprobs: before }) = before else { return Ok(()) };
+        let after = self.score(&sequence, wanted.id(), &label::unverified(&wanted.label)).await?;
+        let (jump, most) = (jump(&before, &after), self.shared.needs.max_logprob_jump);
+        let id = wanted.id();
+        tracing::debug!(server = self.endpoint, from = %version, to = %id, jump, "recorded answer scored");
+        if jump > most {
+            return Err(Stop::Wrong(format!(
+                "the log-probs of a recorded answer of {} tokens changed by {jump:.3} nats per token on {} from {version} to {id}, and \
+                 `rollout.vllm.max_logprob_jump` is {most}: the server does not compute with the published weights, or one step \
+                 has changed the policy beyond recognition",
+                after.len(),
+                self.endpoint
+            )));
+        }
+        self.shared.recorded.keep(Scored { sequence, version: id, logprobs: after });
+        Ok(())
+    }
+
+    /// Watches a server that serves, until it is to have another version or something is wrong with it.
+    async fn watch(&mut self, serves: &Prepared) -> Result<(), Fault> {
+        let mut missed = 0;
+        loop {
+            let woken = tokio::select! {
+                changed = self.target.changed() => return changed.map_err(ended),
+                () = self.wake.notified() => true,
+                () = sleep(LOOK) => false,
+            };
+            let looked = match self.client.weight_label().await {
+                Ok(label) if label != serves.label => {
+                    let id = serves.id();
+                    return Err(Fault::OtherWeights(format!("{label:?} instead of {id}; was it restarted?")));
+                }
+                Ok(_) => self.client.load().await,
+                Err(fault) => Err(fault),
+            };
+            match looked {
+                Ok(load) => {
+                    missed = 0;
+                    self.tell(News::Load(load)).await;
+                    if woken {
+                        self.tell(News::Ready(serves.id(), serves.label.clone())).await;
+                    }
+                }
+                // Nothing listens there, so there is nothing to wait for.
+                Err(fault @ Fault::Unreachable(_)) => return Err(fault),
+                Err(fault) => {
+                    missed += 1;
+                    if missed >= MISSED_LOOKS {
+                        return Err(fault);
+                    }
+                    // Look again without waiting: it is suspect until it answers.
+                    if woken {
+                        self.wake.notify_one();
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! A published version as a Hugging Face folder, from which servers load it.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::{Path, PathBuf};
+
+use pacs_shape::{ModelConfig, ParameterLayout, ParameterSpec};
+use pacs_weights::{Received, VersionId, WeightKind};
+use safetensors::tensor::{Dtype, View};
+
+/// File of the weights in a folder.
+const WEIGHTS: &str = "model.safetensors";
+/// Files of the model's folder that a server may look for beside the weights.
+const COMPANIONS: [&str; 3] = ["config.json", "generation_config.json", "tokenizer_config.json"];
+/// How the name of a version's folder begins.
+const PREFIX: &str = "version-";
+
+/// Why a version cannot be written for the servers.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FolderError {
+    /// The weights are not of this model.
+    #[error("{bytes} bytes of weights do not fit this model, which has {expected}")]
+    OtherModel {
+        /// Bytes that were published.
+        bytes: u64,
+        /// Bytes that the model has.
+        expected: u64,
+    },
+    /// A file or folder cannot be read or written.
+    #[error("{action} `{}`: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> FolderError + 'a {
+    move |source| FolderError::Io { action, path: path.to_owned(), source }
+}
+
+/// Where versions are written for servers.
+#[derive(Debug)]
+pub(crate) struct Folders {
+    place: PathBuf,
+    /// The same under the servers' name for it.
+    servers_place: PathBuf,
+    model: PathBuf,
+    layout: ParameterLayout,
+}
+
+/// The folder of one version.
+#[derive(Debug)]
+pub(crate) struct VersionFolder {
+    path: PathBuf,
+    /// The path that servers are told.
+    pub(crate) servers_path: String,
+}
+
+impl Drop for VersionFolder {
+    /// A version that no server loads any more is removed; what cannot be removed is left for the next start.
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            tracing::debug!("remove `{}`: {error}", self.path.display());
+        }
+    }
+}
+
+impl Folders {
+    /// Takes `place` for the versions of a model. Leftovers of an earlier process are removed.
+    pub(crate) fn open(
+        place: PathBuf,
+        servers_place: Option<PathBuf>,
+        model: &Path,
+        config: &ModelConfig,
+    ) -> Result<Self, FolderError> {
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(&place).map_err(failed("create", &place))?;
+        for entry in fs::read_dir(&place).map_err(failed("read", &place))? {
+            let path = entry.map_err(failed("read", &place))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if name.starts_with(PREFIX) {
+                fs::remove_dir_all(&path).map_err(failed("remove", &path))?;
+            }
+        }
+        let servers_place = servers_place.unwrap_or_else(|| place.clone());
+        Ok(Self { place, servers_place, model: model.to_owned(), layout: ParameterLayout::new(config) })
+    }
+
+    /// Writes a version. The weights are there in full under their name or not at all.
+    pub(crate) fn write(&self, received: &Received) -> Result<VersionFolder, FolderError> {
+        let description = received.whole.description();
+        let (dtype, element) = match description.kind() {
+            WeightKind::Float32 => (Dtype::F32, 4),
+            WeightKind::Bfloat16 => (Dtype::BF16, 2),
+        };
+        let expected = self.layout.total() as u64 * element;
+        if description.bytes() != expected {
+            return Err(FolderError::OtherModel { bytes: description.bytes(), expected });
+        }
+        let VersionId { generation, version } = description.id();
+        // Written twice after a failure, so names are never those of a folder that a server may be reading.
+        let name = format!("{PREFIX}{}-{}-{:016x}", generation.0, version.0, unique());
+        let path = self.place.join(&name);
+        let folder = VersionFolder { servers_path: self.servers_place.join(&name).display().to_string(), path };
+        let path = &folder.path;
+        fs::create_dir(path).map_err(failed("create", path))?;
+        for companion in COMPANIONS {
+            let source = self.model.join(companion);
+            if source.exists() {
+                let target = path.join(companion);
+                fs::copy(&source, &target).map_err(failed("copy", &source))?;
+            }
+        }
+        let source = received.whole.file();
+        let file = path.join(WEIGHTS);
+        let problem = RefCell::new(None);
+        let stored = |spec: &'_ ParameterSpec| {
+            let shape: Vec<usize> = spec.shape.iter().map(|&size| size as usize).collect();
+            let (offset, bytes) = (spec.offset as u64 * element, spec.numel() * element as usize);
+            (spec.name.clone(), Stored { source, offset, bytes, dtype, shape, problem: &problem })
+        };
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        let partial = path.join("model.partial");
+        safetensors::serialize_to_file(self.layout.parameters().iter().map(stored), Some(metadata), &partial).map_err(
+            |error| match error {
+                safetensors::SafeTensorError::IoError(source) => failed("write", &partial)(source),
+                other => failed("write", &partial)(io::Error::other(other.to_string())),
+            },
+        )?;
+        if let Some(error) = problem.take() {
+            return Err(failed("read the received weights for", &partial)(error));
+        }
+        // Not synced: a version is worth nothing after a crash of this machine. Another machine sees it under its name.
+        fs::rename(&partial, &file).map_err(failed("rename into place", &file))?;
+        Ok(folder)
+    }
+}
+
+/// A number that no other folder of this machine's processes has.
+fn unique() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    // Truncated: the low digits are the ones that differ.
+    pacs_types::mix(now as u64 ^ u64::from(std::process::id()).rotate_left(32))
+}
+
+/// A parameter that is read only while it is written.
+struct Stored<'a> {
+    source: &'a File,
+    offset: u64,
+    bytes: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// Why some parameter could not be read: the writer has no other way to say so.
+    problem: &'a RefCell<Option<io::Error>>,
+}
+
+impl View for Stored<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut data = vec![0; self.bytes];
+        if let Err(error) = self.source.read_exact_at(&mut data, self.offset) {
+            self.problem.replace(Some(error));
+        }
+        Cow::Owned(data)
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pacs_weights::{Fetched, HostStore, Transport};
+    use safetensors::SafeTensors;
+
+    use super::*;
+
+    #[test]
+    fn a_folder_holds_every_parameter_as_it_was_published() {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen3");
+        let config = ModelConfig::read(&model).expect("a golden model");
+        let layout = ParameterLayout::new(&config);
+        let content: Vec<u8> = (0..layout.total()).flat_map(|place| (place as f32).to_le_bytes()).collect();
+        let (store_dir, place) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let store = HostStore::open_in("run", &[store_dir.path().to_owned()]).expect("a store");
+        let receive = |version, content: &[u8]| {
+            let whole = store.publish(VersionId::new(1, version), WeightKind::Float32, content).expect("room");
+            Received { whole, transport: Transport::Shared, fetched: Fetched::default() }
+        };
+        fs::create_dir(place.path().join("version-of-a-dead-process")).expect("room");
+        let servers = Some(PathBuf::from("/mnt/w"));
+        let folders = Folders::open(place.path().to_owned(), servers, &model, &config).expect("a place");
+        assert_eq!(fs::read_dir(place.path()).expect("a folder").count(), 0, "leftovers are removed");
+        let folder = folders.write(&receive(3, &content)).expect("room");
+        assert!(folder.servers_path.starts_with("/mnt/w/version-1-3-"), "{}", folder.servers_path);
+        let bytes = fs::read(folder.path.join(WEIGHTS)).expect("the weights");
+        let read = SafeTensors::deserialize(&bytes).expect("safetensors");
+        assert_eq!(read.len(), layout.parameters().len());
+        for spec in layout.parameters() {
+            let tensor = read.tensor(&spec.name).expect("every parameter");
+            let first = f32::from_le_bytes(tensor.data()[..4].try_into().expect("four bytes"));
+            assert_eq!((first as usize, tensor.data().len()), (spec.offset, 4 * spec.numel()), "{}", spec.name);
+        }
+        assert!(folder.path.join("config.json").exists());
+        let path = folder.path.clone();
+        drop(folder);
+        assert!(!path.exists());
+        let short = folders.write(&receive(4, &content[..64]));
+        assert!(matches!(short, Err(FolderError::OtherModel { bytes: 64, .. })));
+        assert_eq!(fs::read_dir(place.path()).expect("a folder").count(), 0);
+    }
+}

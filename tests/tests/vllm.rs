@@ -1,0 +1,518 @@
+//! The engine of vLLM servers against servers that go wrong in every way: each fault is typed, the sample is generated elsewhere, and
+//! nothing of it is ever returned.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use pacs_engine::{Finished, GroupJob, Output, RolloutEngine, SamplingOptions};
+use pacs_protocol::v1::EngineServer;
+use pacs_shape::{ModelConfig, ParameterLayout};
+use pacs_spec::JobSpec;
+use pacs_tests::{StubFault, StubState, VllmStub, root, stub_logprob, stub_tokens};
+use pacs_types::{FinishReason, GroupId, NoiseKey, SampleId, VersionSpan, WeightVersion};
+use pacs_vllm::{VllmEngine, VllmOptions};
+use pacs_weights::{Fetched, HostStore, Received, Transport, VersionId, WeightKind};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const RUN: &str = "0123456789abcdef0123456789abcdef";
+const PROMPT: [u32; 3] = [5, 6, 7];
+
+fn model() -> PathBuf {
+    root().join("tests/golden/models/qwen2-tied")
+}
+
+/// Servers, an engine on top of them, and versions to give it.
+struct Setup {
+    stubs: Vec<VllmStub>,
+    engine: VllmEngine,
+    attached: pacs_vllm::Attached,
+    outputs: mpsc::Receiver<Output>,
+    store: HostStore,
+    end: u32,
+    layout: ParameterLayout,
+    folder: tempfile::TempDir,
+}
+
+fn spec(endpoints: &[String], folder: &Path, more: &str) -> Result<JobSpec> {
+    let text = format!(
+        "name = 'a'\nmodel.path = {:?}\ndata.train.path = 't.jsonl'\ndata.evaluation.path = 'e.jsonl'\ndata.max_prompt_tokens = 64\n\
+         [rollout]\nengine = 'vllm'\nmax_new_tokens = 16\nmax_concurrent_samples = 1024\n{more}\n[rollout.vllm]\nendpoints = {endpoints:?}\n\
+         weights_dir = {:?}\nrequest_seconds = 2\nmax_requests = 32\nmax_attempts = 4\n",
+        model().display().to_string(),
+        folder.join("weights").display().to_string(),
+    );
+    pacs_spec::parse(&text, Path::new("a.toml")).map_err(|error| anyhow::anyhow!("{error}"))
+}
+
+fn store(place: &Path) -> Result<HostStore> {
+    std::fs::create_dir(place)?;
+    Ok(HostStore::open_in("run", &[place.to_owned()])?)
+}
+
+impl Setup {
+    async fn new(states: Vec<StubState>, more: &str) -> Result<Self> {
+        let mut stubs = Vec::new();
+        for state in states {
+            stubs.push(VllmStub::start(state).await?);
+        }
+        let folder = tempfile::tempdir()?;
+        let endpoints: Vec<String> = stubs.iter().map(VllmStub::url).collect();
+        let spec = spec(&endpoints, folder.path(), more)?;
+        let engine = VllmEngine::start(&spec, RUN, "rollout-0", &VllmOptions::default()).map_err(anyhow::Error::msg)?;
+        let (attached, outputs) = engine.attach();
+        let store = store(&folder.path().join("store"))?;
+        let config = ModelConfig::read(&model())?;
+        let end = *config.end_tokens.first().context("the model has an end token")?;
+        let layout = ParameterLayout::new(&config);
+        Ok(Self { stubs, engine, attached, outputs, store, end, layout, folder })
+    }
+
+    /// Publishes a version whose first weight is `weight`, and gives it to the engine.
+    fn install(&self, version: u64, weight: f32) -> Result<VersionId> {
+        let id = VersionId::new(1, version);
+        let mut content = vec![0u8; 4 * self.layout.total()];
+        content[..4].copy_from_slice(&weight.to_le_bytes());
+        let whole = self.store.publish(id, WeightKind::Float32, &content)?;
+        let received = Received { whole, transport: Transport::Shared, fetched: Fetched::default() };
+        let prepared = self.attached.prepare(&received).map_err(|problem| anyhow::anyhow!("{problem:?}"))?;
+        self.attached.install(prepared);
+        Ok(id)
+    }
+
+    /// Installs a version and waits until some server serves it.
+    async fn serve(&self, version: u64, weight: f32) -> Result<VersionId> {
+        let id = self.install(version, weight)?;
+        let mut serves = self.attached.serves();
+        timeout(PATIENCE, serves.wait_for(|serves| *serves == Some(id))).await.context("no server serves it")??;
+        Ok(id)
+    }
+
+    async fn servers_until(&self, what: &str, holds: impl Fn(&[EngineServer]) -> bool) -> Result<Vec<EngineServer>> {
+        let mut servers = self.engine.servers();
+        let found = timeout(PATIENCE, servers.wait_for(|servers| !servers.is_empty() && holds(servers))).await;
+        match found {
+            Ok(servers) => Ok(servers?.clone()),
+            Err(_) => bail!("{what} did not happen: {:?}", *self.engine.servers().borrow()),
+        }
+    }
+
+    /// Waits until a server computes so many requests.
+    async fn running(&self, server: usize, requests: u32) -> Result<()> {
+        let reached = async {
+            while self.stubs[server].state().running < requests {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(PATIENCE, reached).await.with_context(|| format!("server {server} never has {requests} requests"))
+    }
+
+    fn ask(&self, ticket: u64, samples: u32, oldest: VersionId) -> Result<()> {
+        self.attached.generate(job(ticket, samples, &options()), oldest)?;
+        Ok(())
+    }
+
+    async fn output(&mut self) -> Result<Output> {
+        timeout(PATIENCE, self.outputs.recv()).await.context("no output")?.context("the engine ended")
+    }
+
+    /// The next samples, by ticket and index.
+    async fn samples(&mut self, count: usize) -> Result<BTreeMap<(u64, u32), Finished>> {
+        let mut found = BTreeMap::new();
+        while found.len() < count {
+            match self.output().await? {
+                Output::Finished(finished) => {
+                    let key = (finished.ticket, finished.index);
+                    assert!(found.insert(key, *finished).is_none(), "{key:?} came twice");
+                }
+                other => bail!("{other:?}"),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Checks a sample token by token: it is what its noise gives under a version with this weight.
+    fn check(&self, finished: &Finished, version: u64, weight: f32) {
+        let Finished { ticket, index, sample } = finished;
+        let tokens = stub_tokens(noise(*ticket, *index).bits() >> 1, 16, self.end);
+        assert_eq!(sample.tokens, tokens, "{ticket}.{index}");
+        let logprobs: Vec<f32> = tokens.iter().map(|token| stub_logprob(*token, weight)).collect();
+        assert_eq!(sample.logprobs, logprobs, "{ticket}.{index}");
+        assert!(sample.sampled_logprobs.is_empty());
+        let ends = tokens.last() == Some(&self.end);
+        assert_eq!(sample.finish, if ends { FinishReason::Stop } else { FinishReason::Length });
+        let (version, length) = (WeightVersion(version), tokens.len() as u32);
+        assert_eq!((sample.version, &sample.spans), (version, &vec![VersionSpan { version, tokens: length }]));
+        let surprise: f64 = logprobs.iter().map(|logprob| -f64::from(*logprob)).sum();
+        assert!((sample.entropy_sum - surprise).abs() < 1e-6);
+    }
+}
+
+fn noise(ticket: u64, index: u32) -> NoiseKey {
+    NoiseKey::new(1, 0, SampleId { group: GroupId(ticket), index })
+}
+
+fn options() -> SamplingOptions {
+    SamplingOptions { temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0, max_new_tokens: 16, stop: Vec::new() }
+}
+
+fn job(ticket: u64, samples: u32, options: &SamplingOptions) -> GroupJob {
+    let samples = (0..samples).map(|index| (index, noise(ticket, index))).collect();
+    GroupJob { ticket, prompt: PROMPT.to_vec(), samples, options: options.clone() }
+}
+
+fn stubs(count: usize) -> Vec<StubState> {
+    vec![StubState::default(); count]
+}
+
+#[tokio::test]
+async fn samples_are_what_their_noise_and_weights_make_them() -> Result<()> {
+    let mut setup = Setup::new(stubs(2), "").await?;
+    let version = setup.serve(0, 0.125).await?;
+    setup
+        .servers_until("two servers are ready", |servers| servers.iter().all(|server| server.state == "ready"))
+        .await?;
+    assert_eq!(*setup.attached.capacity().borrow(), 64);
+    for ticket in 0..20 {
+        setup.ask(ticket, 4, version)?;
+    }
+    let samples = setup.samples(80).await?;
+    for finished in samples.values() {
+        setup.check(finished, 0, 0.125);
+    }
+    let mut seeds = BTreeSet::new();
+    for stub in &setup.stubs {
+        let state = stub.state();
+        assert!(!state.requests.is_empty(), "a server had nothing to do");
+        for request in &state.requests {
+            assert_eq!(request["token_ids"], serde_json::json!(PROMPT), "token ids, and nothing else");
+            let params = &request["sampling_params"];
+            assert_eq!(
+                (&params["n"], &params["ignore_eos"], &params["logprobs"]),
+                (&1.into(), &true.into(), &0.into())
+            );
+            assert_eq!(request["cache_salt"], state.label.as_str(), "prefixes are shared within one version only");
+            seeds.insert(params["seed"].as_u64().context("a seed")?);
+        }
+    }
+    assert_eq!(seeds.len(), 80, "every sample has a seed of its own");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_update_under_running_requests_names_the_version_of_every_token() -> Result<()> {
+    let slow = StubState { token_ms: 40, ..StubState::default() };
+    let mut setup = Setup::new(vec![slow], "").await?;
+    let first = setup.serve(0, 0.125).await?;
+    setup.ask(1, 24, first)?;
+    // Some tokens of the first version, and most still to come.
+    let begun = async {
+        while setup.stubs[0].state().tokens < 48 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(PATIENCE, begun).await?;
+    setup.serve(1, 0.25).await?;
+    let samples = setup.samples(24).await?;
+    let mut mixed = 0;
+    for Finished { sample, .. } in samples.values() {
+        let mut place = 0;
+        for span in &sample.spans {
+            let weight = if span.version.0 == 0 { 0.125 } else { 0.25 };
+            for _ in 0..span.tokens {
+                assert_eq!(sample.logprobs[place], stub_logprob(sample.tokens[place], weight));
+                place += 1;
+            }
+        }
+        assert_eq!(place, sample.tokens.len());
+        assert_eq!(sample.version, sample.spans[0].version);
+        mixed += usize::from(sample.spans.len() > 1);
+    }
+    assert!(mixed > 0, "no request met the update: {:?}", *setup.engine.servers().borrow());
+    assert_eq!(setup.stubs[0].state().reloads, 2);
+    // What is asked for from now on may not be older.
+    let second = VersionId::new(1, 1);
+    setup.ask(2, 8, second)?;
+    for finished in setup.samples(8).await?.values() {
+        setup.check(finished, 1, 0.25);
+    }
+    let folders = std::fs::read_dir(setup.folder.path().join("weights/pacs-vllm-0123456789abcdef-rollout-0"))?;
+    assert!(folders.count() <= 2, "folders of old versions are removed");
+    Ok(())
+}
+
+/// Every fault of an answer, with words of its message.
+const FAULTS: [(StubFault, &str); 20] = [
+    (StubFault::Status(503), "busy (status 503)"),
+    (StubFault::Status(429), "busy (status 429)"),
+    (StubFault::Status(500), "status 500: as the test wants it"),
+    (StubFault::Status(400), "status 400"),
+    (StubFault::Hang, "no answer to generate within 2 s"),
+    (StubFault::Break, "the connection broke off"),
+    (StubFault::Slow, "no answer to generate within 2 s"),
+    (StubFault::Endless, "more than"),
+    (StubFault::Garbage, "cannot be read"),
+    (StubFault::NanLogprob, "wrong log-probs: -9999"),
+    (StubFault::NullLogprob, "cannot be read"),
+    (StubFault::FewLogprobs, "wrong log-probs"),
+    (StubFault::OtherLogprob, "a log-prob of token 307"),
+    (StubFault::FewTokens, "15 tokens without an end, where 16 were asked for"),
+    (StubFault::NoTokens, "0 tokens without an end"),
+    (StubFault::UnknownToken, "1000000 of a vocabulary"),
+    (StubFault::ManyTokens, "17 tokens, where 16 were asked for"),
+    (StubFault::FalseEnd, "ends no answer of this job"),
+    (StubFault::Abort, "aborted by the server"),
+    (StubFault::OtherPrompt, "another prompt"),
+];
+
+/// Faults that leave the weights of some token unknown.
+const UNKNOWN_WEIGHTS: [(StubFault, &str); 3] = [
+    (StubFault::NoVersions, "the answer names none"),
+    (StubFault::OtherVersion, "weights named \"somebody's\""),
+    (StubFault::VersionGap, "are said to be of one version"),
+];
+
+#[tokio::test]
+async fn wrong_answers_are_typed_and_generated_elsewhere() -> Result<()> {
+    for (fault, words) in FAULTS.into_iter().chain(UNKNOWN_WEIGHTS) {
+        let mut states = stubs(2);
+        states[0].always = Some(fault);
+        let mut setup = Setup::new(states, "").await?;
+        let version = setup.serve(0, 0.125).await?;
+        setup.servers_until("ready", |servers| servers.iter().all(|server| server.state == "ready")).await?;
+        for ticket in 0..3 {
+            setup.ask(ticket, 2, version)?;
+        }
+        let samples = setup.samples(6).await.with_context(|| format!("{fault:?}"))?;
+        for finished in samples.values() {
+            setup.check(finished, 0, 0.125);
+        }
+        let servers = setup
+            .servers_until("the fault shows", |servers| servers[0].discarded > 0 && servers[1].samples == 6)
+            .await
+            .with_context(|| format!("{fault:?}"))?;
+        assert!(servers[0].error.contains(words), "{fault:?}: {:?}", servers[0]);
+        assert_eq!((servers[0].samples, servers[1].discarded), (0, 0), "{fault:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_sample_that_no_server_can_generate_is_given_up() -> Result<()> {
+    let mut states = stubs(1);
+    states[0].always = Some(StubFault::NanLogprob);
+    let mut setup = Setup::new(states, "").await?;
+    let version = setup.serve(0, 0.125).await?;
+    setup.ask(9, 1, version)?;
+    let Output::GivenUp { ticket, index, reason } = setup.output().await? else { bail!("something came of it") };
+    assert_eq!((ticket, index), (9, 0));
+    assert!(reason.contains("4 servers tried in vain") && reason.contains("wrong log-probs"), "{reason}");
+    assert_eq!(setup.stubs[0].state().requests.len(), 4);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_dies_and_comes_back_with_old_weights_gets_the_new_ones_first() -> Result<()> {
+    let slow = StubState { token_ms: 20, ..StubState::default() };
+    let mut setup = Setup::new(vec![slow.clone(), slow], "").await?;
+    let version = setup.serve(3, 0.125).await?;
+    setup.servers_until("ready", |servers| servers.iter().all(|server| server.state == "ready")).await?;
+    for ticket in 0..8 {
+        setup.ask(ticket, 4, version)?;
+    }
+    setup.running(0, 1).await?;
+    setup.stubs[0].kill();
+    let samples = setup.samples(32).await?;
+    samples.values().for_each(|finished| setup.check(finished, 3, 0.125));
+    let servers = setup.servers_until("it is down", |servers| servers[0].state == "down").await?;
+    assert_eq!((servers[1].state.as_str(), servers[1].weight_version), ("ready", Some(3)));
+    assert_eq!(*setup.attached.capacity().borrow(), 32, "one server is left");
+    let before = setup.stubs[0].state().requests.len();
+
+    setup.stubs[0].restart().await?;
+    setup.servers_until("it is ready again", |servers| servers[0].state == "ready").await?;
+    let restarted = setup.stubs[0].state().clone();
+    assert_eq!((restarted.reloads, restarted.weight), (2, 0.125));
+    for ticket in 10..26 {
+        setup.ask(ticket, 4, version)?;
+    }
+    let samples = setup.samples(64).await?;
+    samples.values().for_each(|finished| setup.check(finished, 3, 0.125));
+    assert!(setup.stubs[0].state().requests.len() > before, "it generates again");
+    Ok(())
+}
+
+#[tokio::test]
+async fn servers_that_are_not_there_yet_join_when_they_are() -> Result<()> {
+    let mut setup = Setup::new(stubs(1), "").await?;
+    setup.stubs[0].kill();
+    let version = setup.install(0, 0.125)?;
+    setup.ask(1, 4, version)?;
+    setup.servers_until("it is missed", |servers| servers[0].error.contains("cannot be reached")).await?;
+    assert_eq!(*setup.attached.serves().borrow(), None);
+    setup.stubs[0].restart().await?;
+    let samples = setup.samples(4).await?;
+    samples.values().for_each(|finished| setup.check(finished, 0, 0.125));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_jump_of_the_recorded_answer_ends_the_run_and_names_both_versions() -> Result<()> {
+    let mut setup = Setup::new(stubs(1), "").await?;
+    let version = setup.serve(4, 0.125).await?;
+    setup.ask(1, 8, version)?;
+    setup.samples(8).await?;
+    setup.serve(5, 0.25).await?;
+    setup.ask(2, 4, version)?;
+    setup.samples(4).await?;
+    setup.install(6, 30.0)?;
+    // Nothing that was generated with them gets out.
+    setup.ask(3, 4, VersionId::new(1, 6))?;
+    let Output::Refused(problem) = setup.output().await? else { bail!("it continues") };
+    assert!(problem.contains("from version 5 of generation 1 to version 6 of generation 1"), "{problem}");
+    assert!(problem.contains("29.750 nats per token"), "{problem}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn weights_that_a_server_did_not_load_are_noticed() -> Result<()> {
+    let mut setup = Setup::new(stubs(1), "").await?;
+    let version = setup.serve(0, 0.125).await?;
+    setup.stubs[0].state().loads = false;
+    setup.install(1, 0.25)?;
+    let servers = setup.servers_until("it is down", |servers| servers[0].state == "down").await?;
+    assert!(
+        servers[0].error.contains("its checksums of version 1 of generation 1 are those of version 0"),
+        "{servers:?}"
+    );
+    assert_eq!(*setup.attached.serves().borrow(), Some(version));
+    setup.stubs[0].state().loads = true;
+    setup.servers_until("it recovers", |servers| servers[0].weight_version == Some(1)).await?;
+    setup.ask(1, 4, VersionId::new(1, 1))?;
+    setup.samples(4).await?.values().for_each(|finished| setup.check(finished, 1, 0.25));
+
+    // Two servers that should hold the same and do not.
+    let mut states = stubs(2);
+    states[1].loads = false;
+    let setup = Setup::new(states, "").await?;
+    setup.serve(0, 0.125).await?;
+    let differ = |servers: &[EngineServer]| servers.iter().any(|server| server.error.contains("divided alike"));
+    setup.servers_until("they differ", differ).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn servers_that_do_not_fit_the_job_say_what_is_missing() -> Result<()> {
+    let default = StubState::default;
+    for (state, more, words) in [
+        (StubState { dev_mode: false, ..default() }, "", "VLLM_SERVER_DEV_MODE=1"),
+        (StubState { max_model_len: 80, ..default() }, "", "--max-model-len 81"),
+        (default(), "temperature = 0.7", "--logprobs-mode processed_logprobs"),
+        (StubState { logprobs_mode: "raw_logits", ..default() }, "", "raw_logits"),
+    ] {
+        let setup = Setup::new(vec![state], more).await?;
+        setup.install(0, 0.125)?;
+        let unfit = setup.servers_until(words, |servers| servers[0].error.contains(words)).await?;
+        assert_eq!((unfit[0].state.as_str(), *setup.attached.capacity().borrow()), ("down", 0));
+    }
+    let mut setup = Setup::new(vec![StubState { scale_out: false, ..default() }], "").await?;
+    let version = setup.serve(0, 0.125).await?;
+    setup.ask(1, 1, version)?;
+    let Output::GivenUp { reason, .. } = setup.output().await? else { bail!("something came of it") };
+    assert!(reason.contains("--enable-scale-out"), "{reason}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_cut_off_has_both_log_probs() -> Result<()> {
+    let state = StubState { logprobs_mode: "processed_logprobs", token_ms: 5, ..StubState::default() };
+    let mut setup = Setup::new(vec![state], "top_p = 0.9").await?;
+    let version = setup.serve(0, 0.125).await?;
+    let cut = SamplingOptions { top_p: 0.9, ..options() };
+    setup.attached.generate(job(1, 8, &cut), version)?;
+    // The update waits for requests that run, since a sample is scored by the version that generated it.
+    setup.install(1, 0.25)?;
+    for Finished { sample, .. } in setup.samples(8).await?.values() {
+        let weight = if sample.version.0 == 0 { 0.125 } else { 0.25 };
+        let expected: Vec<f32> = sample.tokens.iter().map(|token| stub_logprob(*token, weight)).collect();
+        assert_eq!((&sample.logprobs, &sample.sampled_logprobs), (&expected, &expected));
+        assert_eq!(sample.spans.len(), 1);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_worker_that_starts_again_uses_what_its_servers_hold() -> Result<()> {
+    let setup = Setup::new(stubs(1), "").await?;
+    setup.serve(7, 0.125).await?;
+    let Setup { stubs, engine, attached, outputs, folder, .. } = setup;
+    drop((attached, outputs, engine));
+    // As if it had been killed in the middle of the next update.
+    stubs[0].state().paused = true;
+    let spec = spec(&[stubs[0].url()], folder.path(), "")?;
+    let engine = VllmEngine::start(&spec, RUN, "rollout-0", &VllmOptions::default()).map_err(anyhow::Error::msg)?;
+    let (attached, outputs) = engine.attach();
+    let store = store(&folder.path().join("again"))?;
+    let config = ModelConfig::read(&model())?;
+    let (end, layout) = (config.end_tokens[0], ParameterLayout::new(&config));
+    let mut setup = Setup { stubs, engine, attached, outputs, store, end, layout, folder };
+    let version = setup.serve(7, 0.125).await?;
+    assert_eq!(setup.stubs[0].state().reloads, 1, "the same content is not loaded twice");
+    assert!(!setup.stubs[0].state().paused);
+    setup.ask(1, 4, version)?;
+    setup.samples(4).await?.values().for_each(|finished| setup.check(finished, 7, 0.125));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_cancelled_group_and_an_ended_registration_leave_no_request_behind() -> Result<()> {
+    let slow = StubState { token_ms: 200, ..StubState::default() };
+    let mut setup = Setup::new(vec![slow], "").await?;
+    let version = setup.serve(0, 0.125).await?;
+    let idle = async |setup: &Setup| {
+        let ended = async {
+            while setup.stubs[0].state().running > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(2), ended).await.context("requests are left")
+    };
+    setup.ask(1, 30, version)?;
+    setup.running(0, 30).await?;
+    setup.attached.cancel(1);
+    idle(&setup).await?;
+    setup.ask(2, 30, version)?;
+    setup.running(0, 30).await?;
+    let (attached, outputs) = setup.engine.attach();
+    // The old registration ends after the new one has begun.
+    setup.attached = attached;
+    setup.outputs = outputs;
+    idle(&setup).await?;
+    setup.stubs[0].state().token_ms = 0;
+    setup.ask(3, 4, version)?;
+    let samples = setup.samples(4).await?;
+    assert!(samples.keys().all(|key| key.0 == 3), "nothing of before");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_queues_requests_gets_no_more() -> Result<()> {
+    let mut states = stubs(2);
+    states.iter_mut().for_each(|state| state.token_ms = 10);
+    states[0].queued = 5;
+    let mut setup = Setup::new(states, "").await?;
+    let version = setup.serve(0, 0.125).await?;
+    let known =
+        |servers: &[EngineServer]| servers[0].queued == 5 && servers.iter().all(|server| server.state == "ready");
+    setup.servers_until("its queue is known", known).await?;
+    for ticket in 0..8 {
+        setup.ask(ticket, 8, version)?;
+    }
+    setup.samples(64).await?;
+    let (full, free) = (setup.stubs[0].state().requests.len(), setup.stubs[1].state().requests.len());
+    assert!(full < free, "{full} requests to the full server, {free} to the other");
+    Ok(())
+}

@@ -1,0 +1,208 @@
+//! Whole runs whose samples vLLM servers generate: on stubs always, and on a real server where `PACS_TEST_VLLM` names the `vllm` program
+//! (docs/ENGINES.md says how to install one for the CPU).
+
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use pacs_tests::{Job, Run, StubState, VllmStub, program};
+use serde_json::Value;
+
+/// Deadline for a real server to start: it compiles on its first start.
+const SERVER_DEADLINE: Duration = Duration::from_secs(900);
+
+/// The tiny job with its samples from servers.
+fn job(endpoints: &[String], steps: i64) -> Result<Job> {
+    let endpoints: Vec<toml::Value> = endpoints.iter().map(|endpoint| endpoint.as_str().into()).collect();
+    let job = Job::tiny()?.with("rollout.engine", "vllm").with("rollout.temperature", 1.0);
+    let weights = job.path("weights").display().to_string();
+    let vllm = toml::Table::from_iter([
+        ("endpoints".to_owned(), endpoints.into()),
+        ("weights_dir".to_owned(), toml::Value::from(weights)),
+        ("request_seconds".to_owned(), 60.into()),
+    ]);
+    let job = job.with("rollout.vllm", vllm).with("batch.steps", steps);
+    Ok(job.with("evaluation.before", false).with("evaluation.after", false))
+}
+
+fn servers(status: &Value) -> Vec<Value> {
+    let workers = status["workers"].as_array().into_iter().flatten();
+    workers.flat_map(|worker| worker["servers"].as_array().cloned().unwrap_or_default()).collect()
+}
+
+fn wait_for_step(run: &mut Run, step: u64) -> Result<Value> {
+    run.wait_until(&format!("step {step}"), |status| status["step"].as_u64() >= Some(step))
+}
+
+#[test]
+fn a_run_on_servers_survives_the_loss_of_its_worker_and_of_a_server() -> Result<()> {
+    const STEPS: i64 = 12;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let mut stubs = Vec::new();
+    for _ in 0..2 {
+        // So slow that faults meet requests.
+        stubs.push(runtime.block_on(VllmStub::start(StubState { token_ms: 2, ..StubState::default() }))?);
+    }
+    let job = job(&stubs.iter().map(VllmStub::url).collect::<Vec<_>>(), STEPS)?;
+    let mut run = job.start()?;
+    let ready = |status: &Value| servers(status).iter().filter(|server| server["state"] == "ready").count() == 2;
+    let status = run.wait_until("two ready servers", ready)?;
+    let shown = servers(&status);
+    assert_eq!(shown[0]["address"], stubs[0].url().as_str());
+    assert_eq!(shown[0]["error"], "");
+    wait_for_step(&mut run, 2)?;
+    run.kill_worker("rollout-0")?;
+    wait_for_step(&mut run, 5)?;
+    stubs[0].kill();
+    let down = |status: &Value| servers(status).iter().any(|server| server["state"] == "down");
+    run.wait_until("a server that is down", down)?;
+    let text = job.command("pacs")?.arg("status").arg(job.run_path("")).output()?;
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    ensure!(text.contains(&stubs[0].url()) && text.contains("down"), "{text}");
+    runtime.block_on(stubs[0].restart())?;
+    run.wait()?.expect_code(0);
+    job.check_every_step_once(u64::try_from(STEPS)?)?;
+    job.check_no_panic()?;
+    for line in job.json_lines("metrics.jsonl")? {
+        assert_eq!(line["lag"], 0, "the synchronous loop trains on no older weights: {line}");
+    }
+    for stub in &stubs {
+        assert!(stub.state().reloads >= 6, "servers follow the weights: {}", stub.state().reloads);
+    }
+    Ok(())
+}
+
+#[test]
+fn each_engine_refuses_the_worker_of_the_other() -> Result<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let stub = runtime.block_on(VllmStub::start(StubState::default()))?;
+    for (vllm, binary) in [(true, "pacs-worker"), (false, "pacs")] {
+        let job = if vllm { job(&[stub.url()], 1)? } else { Job::tiny()? };
+        let job = job.with("resources.rollouts", 0);
+        let mut run = job.start()?;
+        run.wait_until("a coordinator", |status| status["step"] == 0)?;
+        let job_dir = job.run_path("").display().to_string();
+        let mut command = Command::new(program(binary)?);
+        command.args(["rollout", "--coordinator", &job_dir, "--name", "rollout-9"]);
+        if !vllm {
+            command.args(["--endpoint", &stub.url()]);
+        }
+        let certificates = job.run_path("certificates");
+        let output = command.arg("--tls-dir").arg(certificates).stdin(Stdio::null()).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(78), "{said}");
+        ensure!(said.contains("its rollout workers are started as"), "{said}");
+    }
+    Ok(())
+}
+
+/// A real server; dropping it kills it.
+struct Server {
+    child: Child,
+    port: u16,
+    command: Vec<String>,
+}
+
+impl Server {
+    fn start(program: &str, model: &str, more: &[&str]) -> Result<Self> {
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let text = port.to_string();
+        let fixed = [program, "serve", model, "--host", "127.0.0.1", "--port", &text, "--dtype", "float32"];
+        let flags = ["--enforce-eager", "--enable-scale-out", "--max-num-seqs", "64"];
+        let command: Vec<String> = [&fixed[..], &flags, more].concat().into_iter().map(str::to_owned).collect();
+        let child = Self::spawn(&command)?;
+        let mut server = Self { child, port, command };
+        server.wait()?;
+        Ok(server)
+    }
+
+    fn spawn(command: &[String]) -> Result<Child> {
+        let mut server = Command::new(&command[0]);
+        server.args(&command[1..]).env("VLLM_SERVER_DEV_MODE", "1").env("VLLM_CPU_KVCACHE_SPACE", "1");
+        server.env("HF_HUB_OFFLINE", "1").env("VLLM_NO_USAGE_STATS", "1");
+        server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        server.process_group(0);
+        server.spawn().with_context(|| format!("start {}", command[0]))
+    }
+
+    fn wait(&mut self) -> Result<()> {
+        let started = Instant::now();
+        while started.elapsed() < SERVER_DEADLINE {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("{:?} ended: {status}", self.command);
+            }
+            if healthy(self.port) {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        bail!("{:?} does not answer", self.command)
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    fn kill(&mut self) -> Result<()> {
+        // With its engine, which is a process of its own.
+        let group = Pid::from_raw(i32::try_from(self.child.id())?);
+        killpg(group, Signal::SIGKILL).context("kill the server")?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        self.child = Self::spawn(&self.command)?;
+        self.wait()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.kill();
+    }
+}
+
+fn healthy(port: u16) -> bool {
+    use std::io::{Read, Write};
+    let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", port)) else { return false };
+    let asked = stream.set_read_timeout(Some(Duration::from_secs(5))).is_ok()
+        && stream.write_all(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").is_ok();
+    let mut head = [0; 12];
+    asked && stream.read_exact(&mut head).is_ok() && head.ends_with(b"200")
+}
+
+#[test]
+fn a_run_on_a_real_server_agrees_with_the_learner() -> Result<()> {
+    const STEPS: i64 = 8;
+    let Ok(vllm) = std::env::var("PACS_TEST_VLLM") else {
+        eprintln!("skipped: PACS_TEST_VLLM does not name a `vllm` program; the stub is all that was tested");
+        return Ok(());
+    };
+    let folder = tempfile::tempdir()?;
+    let model = folder.path().join("blank").display().to_string();
+    let created = Command::new(program("pacs-worker")?).args(["create", &model]).output()?;
+    ensure!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
+    let mut server = Server::start(&vllm, &model, &["--max-model-len", "200"])?;
+    let job = job(&[server.url()], STEPS)?.with("model.path", model).with("model.precision", "float32");
+    let job = job.with("data.max_prompt_tokens", 128).with("resources.threads", 1);
+    let mut run = job.start()?;
+    wait_for_step(&mut run, 2)?;
+    run.kill_worker("rollout-0")?;
+    wait_for_step(&mut run, 4)?;
+    server.kill()?;
+    server.restart()?;
+    run.wait()?.expect_code(0);
+    job.check_every_step_once(u64::try_from(STEPS)?)?;
+    let metrics = job.json_lines("metrics.jsonl")?;
+    let compared: Vec<f64> = metrics.iter().filter_map(|line| line["logprob_mismatch_mean"].as_f64()).collect();
+    ensure!(!compared.is_empty(), "nothing was compared");
+    // Two implementations in float32, each with its own order of additions.
+    ensure!(compared.iter().all(|mismatch| *mismatch < 1e-3), "log-probs disagree: {compared:?}");
+    println!("mean log-prob mismatch of {} steps: {compared:?}", compared.len());
+    Ok(())
+}
