@@ -83,7 +83,8 @@ fn living(run: LiveRun, steps: Option<(u64, u64)>) -> Row {
 /// Returns past runs, newest first: those this user started on this machine, and those in `./runs`.
 fn past(live: &[Row]) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
-    let known = live::past().into_iter().map(|run| (run.run_dir, Some(run.started)));
+    // The newest run in a folder is the one that is there.
+    let known = live::past().into_iter().rev().map(|run| (run.run_dir, Some(run.started)));
     let here = std::fs::read_dir("runs").into_iter().flatten().flatten();
     let here = here.filter_map(|entry| entry.path().canonicalize().ok()).map(|folder| (folder, None));
     for (folder, started) in known.chain(here) {

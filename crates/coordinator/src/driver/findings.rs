@@ -11,6 +11,8 @@ use pacs_protocol::v1;
 use crate::progress::StepSummary;
 
 /// Every rule, for `/metrics`, which exports a value for each.
+///
+/// A verifier that fails at times is no finding: its samples are verified again, and an alert has the long view.
 pub(crate) const RULES: [&str; 12] = [
     "disk_full",
     "learners_missing",
@@ -25,7 +27,6 @@ pub(crate) const RULES: [&str; 12] = [
     "slow_rank",
     "worker_gone",
 ];
-// A verifier that fails at times is no finding: samples are verified again, and the alert has the long view.
 
 /// Steps that are kept for the rules.
 const STEPS: usize = 32;

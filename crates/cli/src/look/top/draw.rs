@@ -35,7 +35,7 @@ const TIMES: [(&str, &str); 4] = [
 pub(super) fn draw(frame: &mut Frame<'_>, screen: &Screen) {
     let header = header(screen);
     // The sentences are shown whole as long as half of the screen is left.
-    let lines: u16 = header.iter().map(|line| rows_of(line, frame.area().width)).sum();
+    let lines = header.iter().map(|line| rows_of(line, frame.area().width)).fold(0, u16::saturating_add);
     let lines = lines.clamp(3, (frame.area().height / 2).max(3));
     let [head, body, foot] =
         Layout::vertical([Constraint::Length(lines), Constraint::Min(1), Constraint::Length(1)]).areas(frame.area());
