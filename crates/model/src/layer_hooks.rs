@@ -47,7 +47,7 @@ impl LayerHooks for NoHooks {
     }
 }
 
-/// The stages of a forward over `buckets` without its computation: what a rank does that has nothing to compute while
+/// The hooks of a forward over `buckets` without its computation: what a rank does that has nothing to compute while
 /// others do.
 ///
 /// # Errors
@@ -56,7 +56,7 @@ pub fn idle_forward<S: LayerHooks>(buckets: usize, hooks: &mut S) -> Result<(), 
     (0..buckets).try_for_each(|bucket| hooks.before_forward(bucket))
 }
 
-/// The stages of a backward over `buckets` without its computation.
+/// The hooks of a backward over `buckets` without its computation.
 ///
 /// # Errors
 /// As the hooks.
