@@ -96,7 +96,9 @@ mod tests {
         #[error("write a key")]
         struct Outer(#[source] io::Error);
 
-        for (error, exit) in [(28, Exit::Again), (122, Exit::Again), (24, Exit::Again), (2, Exit::Config), (13, Exit::Config)] {
+        for (error, exit) in
+            [(28, Exit::Again), (122, Exit::Again), (24, Exit::Again), (2, Exit::Config), (13, Exit::Config)]
+        {
             let system = || io::Error::from_raw_os_error(error);
             assert_eq!(Exit::of_config(&Outer(system())), exit, "{error}");
             assert_eq!(Exit::of_config(&io::Error::other(Outer(system()))), exit, "{error} within another");

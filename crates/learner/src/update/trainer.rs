@@ -557,7 +557,11 @@ fn compare_pass(batch: &TrainBatch, tensors: &PassTensors, scores: &TokenScores,
 }
 
 /// Adds up the metrics of the ranks. `computed` is the time of this rank without waiting for others.
-fn exchange_metrics(metrics: &mut StepMetrics, computed: Duration, queue: &mut CollectiveQueue<'_>) -> Result<(), TrainError> {
+fn exchange_metrics(
+    metrics: &mut StepMetrics,
+    computed: Duration,
+    queue: &mut CollectiveQueue<'_>,
+) -> Result<(), TrainError> {
     let mut mine = metrics.sums.to_vec();
     mine.extend([computed.as_secs_f64(), metrics.mismatch_max]);
     let ours = mine.len();

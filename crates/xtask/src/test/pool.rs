@@ -207,7 +207,12 @@ mod tests {
 
     #[test]
     fn verdicts_and_skips_are_told() {
-        let told = ["running 2 tests", "test a::b ... ok", "test result: ok. 2 passed; 0 failed", "    skipped on a GPU: none"];
+        let told = [
+            "running 2 tests",
+            "test a::b ... ok",
+            "test result: ok. 2 passed; 0 failed",
+            "    skipped on a GPU: none",
+        ];
         assert!(told.iter().all(|line| is_told(line)));
         assert!(["successes:", "---- a::b stdout ----", "loss 0.5", ""].iter().all(|line| !is_told(line)));
     }
