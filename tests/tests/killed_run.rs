@@ -81,7 +81,7 @@ fn a_copied_run_folder_resumes_in_its_new_place() -> Result<()> {
 
 /// Makes an evaluation that takes some seconds: forty problems, and a set with its own answer limit and temperature.
 fn evaluation() -> Result<Job> {
-    let job = Job::tiny()?.with("evaluation.samples_per_problem", 24).with("rollout.max_new_tokens", 48);
+    let job = Job::tiny()?.with("evaluation.samples_per_problem", 8).with("rollout.max_new_tokens", 48);
     let problems = job.path("problems.jsonl").display().to_string();
     let all = toml::Table::from_iter([("path".to_owned(), toml::Value::from(problems.clone()))]);
     let hot = [
@@ -90,7 +90,7 @@ fn evaluation() -> Result<Job> {
         ("temperature", 5.0.into()),
         ("top_p", 0.9.into()),
         ("max_new_tokens", 24.into()),
-        ("samples_per_problem", 16.into()),
+        ("samples_per_problem", 8.into()),
     ];
     let hot: toml::Table = hot.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     let sets = toml::Table::from_iter([("hot".to_owned(), toml::Value::Table(hot))]);
@@ -101,7 +101,7 @@ fn evaluation() -> Result<Job> {
 
 #[test]
 fn an_evaluation_whose_processes_are_all_killed_keeps_its_samples_and_result() -> Result<()> {
-    const SAMPLES: usize = 40 * 24 + 20 * 16;
+    const SAMPLES: usize = 40 * 8 + 20 * 8;
     let undisturbed = evaluation()?;
     let ended = undisturbed.start_evaluation(&[])?.wait()?;
     ended.expect_code(0);
