@@ -1,7 +1,7 @@
 //! Standard output and error. Failed writes are ignored, because a reader that has gone away (`pacs status | head`, a closed
 //! terminal) must not end a run.
 //!
-//! All human-readable output is written here, with terminal escape sequences neutralised, whatever their source.
+//! All human-readable output is written here, with terminal escape sequences of any source escaped.
 
 use std::fmt::Display;
 use std::io::{Write, stderr, stdout};

@@ -200,7 +200,7 @@ impl Coordinator {
         };
         command.arg("coordinator").arg(&job).args(["--listen", "127.0.0.1:0", "--run-dir"]).arg(&run_dir);
         command.arg("--tls-dir").arg(&certificates).stdin(Stdio::null()).stdout(Stdio::null());
-        // Nobody else takes a port that was free a moment ago, or else the coordinator says so.
+        // Another process may take this port first; the coordinator then reports that it is in use.
         let metrics = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         command.arg("--metrics-listen").arg(metrics.to_string()).args(["--dashboard-listen", "127.0.0.1:0"]);
         let said = std::fs::File::create(folder.join("coordinator.log"))?;
@@ -489,7 +489,7 @@ async fn losing(
         let wanted = before.lost + u64::from(arguments.lost);
         let first_noticed = watch.until(|status| status.lost > before.lost).await?;
         let noticed = watch.until(|status| status.lost >= wanted).await?;
-        // Once noticed, what the lost workers held is for whoever asks: until all of it is on lease, or nobody asks any more.
+        // Groups of lost workers can be re-issued only to idle workers: wait until none is left of either.
         let issued = watch.until(|status| status.waiting == 0 || fleet.asking.load(Ordering::Relaxed) == 0).await?;
         let status = watch.status().await?;
         let (rejoining, joined) = (Instant::now(), fleet.joined.load(Ordering::Relaxed));

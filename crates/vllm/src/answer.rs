@@ -21,7 +21,7 @@ pub(crate) struct Model {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Accepted {
     pub(crate) sample: Sample,
-    /// Ascending.
+    /// Without repetitions, in ascending order.
     pub(crate) versions: Vec<VersionId>,
 }
 

@@ -72,7 +72,7 @@ pub struct Drawing<'a> {
     pub min_p: f64,
     /// Of this answer alone.
     pub seed: u64,
-    /// Most tokens.
+    /// Length of the answer (tokens) at which the server stops.
     pub max_new_tokens: u32,
     /// Tokens that end an answer.
     pub end_tokens: &'a [u32],

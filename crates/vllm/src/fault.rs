@@ -3,7 +3,7 @@
 /// Why an answer was not used, or a server is not used for now. No variant ever leads to a sample.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Fault {
-    /// No connection.
+    /// No connection could be opened to the server.
     #[error("cannot be reached: {0}")]
     Unreachable(String),
     /// The connection ended before the answer did, as when a server dies.

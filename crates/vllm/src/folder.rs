@@ -35,7 +35,7 @@ pub(crate) enum FolderError {
     Io {
         /// What was tried.
         action: &'static str,
-        /// With what.
+        /// File or folder that it was tried on.
         path: PathBuf,
         /// Why it failed.
         source: io::Error,

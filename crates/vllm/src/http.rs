@@ -58,7 +58,7 @@ pub(crate) struct Call<'a> {
     pub(crate) key: Option<&'a HeaderValue>,
     pub(crate) method: Method,
     pub(crate) path: &'a str,
-    /// JSON.
+    /// JSON text of the request; `None` for a request without a body.
     pub(crate) body: Option<String>,
     /// For everything together.
     pub(crate) deadline: Duration,

@@ -41,7 +41,7 @@ pub(crate) struct SamplingParams<'a> {
     pub(crate) skip_special_tokens: bool,
 }
 
-/// Its answer.
+/// Answer to a [`GenerateRequest`].
 #[derive(Debug, Deserialize)]
 pub(crate) struct GenerateResponse {
     pub(crate) choices: Vec<Choice>,
@@ -122,7 +122,7 @@ pub(crate) struct Model {
 pub(crate) struct CollectiveRpc<'a, K> {
     pub(crate) method: &'a str,
     pub(crate) kwargs: K,
-    /// Seconds.
+    /// Longest time for the call on every worker of the server (seconds).
     pub(crate) timeout: f64,
 }
 

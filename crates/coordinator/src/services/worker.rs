@@ -134,7 +134,7 @@ impl WorkerService for Services {
     }
 }
 
-/// Heartbeats per second that a coordinator asks for: over TLS each takes it about 0.2 ms of a processor (`cargo xtask bench fleet`).
+/// Heartbeats per second that a coordinator asks for: over TLS each takes it up to 0.2 ms of a processor (`cargo xtask bench fleet`).
 const MOST_HEARTBEATS: f64 = 500.0;
 /// Heartbeats within the timeout, however many members there are: three in a row may be lost.
 const HEARTBEATS_PER_TIMEOUT: u32 = 4;
