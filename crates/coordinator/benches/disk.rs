@@ -5,7 +5,7 @@
 //! a copy of a machine with writing it out.
 #![allow(clippy::unwrap_used, dead_code, reason = "a measurement that fails ends with a panic")]
 
-#[path = "../tests/support/mod.rs"]
+#[path = "../tests/service/support.rs"]
 mod support;
 
 use std::fs;

@@ -58,6 +58,10 @@ pub struct VllmSpec {
     /// Largest mean absolute difference between the log-probs of a recorded answer before and after an update (nats per token). A
     /// larger one ends the run, with both versions named. Default 1.0, above 0, at most 100.
     pub max_logprob_jump: f64,
+    /// For servers of a model with tied embeddings that were started from a folder with an output head of its own (`pacs model
+    /// untie`): each version brings them the head as well. Servers on CPUs need it, because vLLM keeps the head of a tied model there as
+    /// it was at its start. Default false.
+    pub untied_head: bool,
 }
 
 impl Default for VllmSpec {
@@ -72,6 +76,7 @@ impl Default for VllmSpec {
             server_weights_dir: None,
             checksums: true,
             max_logprob_jump: 1.0,
+            untied_head: false,
         }
     }
 }

@@ -3,7 +3,7 @@
 #![allow(missing_docs, reason = "a target is one function of bytes")]
 
 #[cfg(feature = "coordinator")]
-#[path = "../../../crates/coordinator/tests/calls/mod.rs"]
+#[path = "../../../crates/coordinator/tests/service/calls.rs"]
 mod calls;
 #[cfg(feature = "data")]
 pub mod data_file;
@@ -18,7 +18,7 @@ pub mod run_folder;
 #[cfg(feature = "torch")]
 pub mod safetensors;
 #[cfg(feature = "coordinator")]
-#[path = "../../../crates/coordinator/tests/support/mod.rs"]
+#[path = "../../../crates/coordinator/tests/service/support.rs"]
 #[allow(dead_code, reason = "other tests use more of it")]
 mod support;
 

@@ -1,13 +1,9 @@
 //! Workers that mean harm, or are broken in a way that comes to the same: what they do ends nobody's run.
-#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-#[expect(dead_code, reason = "other tests use more of it")]
-mod support;
-
+use crate::support::{Fleet, Job, end_of, until};
 use pacs_coordinator::{Progress, RunEnd};
 use pacs_protocol::v1;
 use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
-use support::{Fleet, Job, end_of, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn saves_of_nothing_are_refused_and_the_good_checkpoint_stays() {

@@ -2,25 +2,17 @@
 //! the next coordinator resumes from the journal and honest workers finish the run.
 //!
 //! `PACS_SEEDS` and `PACS_FIRST_SEED` say how much is tried; a failure names its seed.
-#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
-mod calls;
-#[path = "../../../tests/fuzz/src/mutate.rs"]
-mod mutate;
-#[path = "../../../tests/fuzz/src/run_folder.rs"]
-mod run_folder;
-#[expect(dead_code, reason = "other tests use more of it")]
-mod support;
 
 use std::time::Duration;
 
-use calls::{Any, Known, call};
+use crate::calls::{Any, Known, call};
+use crate::support::{Fleet, Job, end_of};
+use crate::{mutate, run_folder};
 use pacs_coordinator::RunEnd;
 use pacs_protocol::v1;
 use pacs_protocol::v1::operate_request::Command;
 use pacs_protocol::v1::operator_service_server::OperatorService;
 use pacs_types::mix;
-use support::{Fleet, Job, end_of};
 use tonic::Request;
 
 const SEEDS: u64 = 4;

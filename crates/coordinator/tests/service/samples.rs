@@ -1,5 +1,4 @@
 //! Samples on their way: no message is larger than it may be, and what the disk loses is generated again.
-#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::path::Path;
 

@@ -1,18 +1,14 @@
 //! The dashboard of a coordinator over HTTP: who gets in, what every answer carries, and how large answers become.
-#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
-#[expect(dead_code, reason = "other tests use more of it")]
-mod support;
 
 use std::io::Write as _;
 use std::net::SocketAddr;
 
+use crate::support::{Job, PATIENCE};
 use pacs_coordinator::DashboardRecord;
 use pacs_dashboard::Server;
 use pacs_protocol::v1;
 use pacs_protocol::v1::worker_service_server::WorkerService as _;
 use serde_json::Value;
-use support::{Job, PATIENCE};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 

@@ -1,13 +1,11 @@
 //! A whole run in one process, with workers that pretend.
-#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
-mod support;
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::support::{self, Fleet, Job, Killable, end_of, until};
 use pacs_coordinator::{CoordinatorRecord, ObserveError, Progress, Recorded, RunEnd, StartError};
 use pacs_protocol::v1;
 use pacs_protocol::v1::observe_service_client::ObserveServiceClient;
@@ -18,7 +16,6 @@ use pacs_runtime::net::{RunIdentity, of_run};
 use pacs_runtime::{Link, Membership, Shutdown, WorkerIdentity};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
-use support::{Fleet, Job, Killable, end_of, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};

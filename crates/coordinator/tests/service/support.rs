@@ -559,7 +559,7 @@ impl Killable {
     pub(crate) fn start(job: &Job, steps: u64, changes: &str, address: SocketAddr) -> Self {
         let told = serde_json::json!([job.folder, steps, changes, address.to_string()]).to_string();
         let child = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "serves_when_it_is_told_to", "--nocapture", "--test-threads", "1"])
+            .args(["--exact", "end_to_end::serves_when_it_is_told_to", "--nocapture", "--test-threads", "1"])
             .env(SERVE, told)
             .stdout(std::process::Stdio::null())
             .spawn()
