@@ -84,6 +84,10 @@ pub struct StubState {
     pub logprobs_mode: &'static str,
     /// `--max-model-len`.
     pub max_model_len: u64,
+    /// What it computes on.
+    pub device: &'static str,
+    /// Whether its output head is a tensor of its own.
+    pub has_head: bool,
     /// Milliseconds per token.
     pub token_ms: u64,
     /// Faults of the next answers.
@@ -114,6 +118,8 @@ impl Default for StubState {
             scale_out: true,
             logprobs_mode: "raw_logprobs",
             max_model_len: 4096,
+            device: "cuda",
+            has_head: false,
             token_ms: 0,
             faults: VecDeque::new(),
             always: None,
@@ -329,8 +335,9 @@ async fn answer(method: &str, path: &str, body: &Value, state: &Mutex<StubState>
         ("POST", "/inference/v1/generate") => generate(body, state).await,
         _ if !dev_mode => Ok(Answer::Json(404, json!({"detail": "Not Found"}))),
         ("GET", "/server_info") => {
-            let mode = lock(state).logprobs_mode;
-            good(json!({"vllm_config": {"model_config": {"logprobs_mode": mode}}, "vllm_env": {}}))
+            let (mode, device) = (lock(state).logprobs_mode, lock(state).device);
+            let config = json!({"model_config": {"logprobs_mode": mode}, "device_config": {"device": device}});
+            good(json!({"vllm_config": config, "vllm_env": {}}))
         }
         ("GET", "/weight_info") => good(json!({"weight_version": lock(state).label})),
         ("GET", "/is_paused") => good(json!({"is_paused": lock(state).paused})),
@@ -366,7 +373,11 @@ async fn answer(method: &str, path: &str, body: &Value, state: &Mutex<StubState>
         ("POST", "/weight_checker") => {
             assert_eq!(body["action"], "checksum");
             let bits = lock(state).weight.to_bits();
-            good(json!({"checksums": {"dp0:pp0:pcp0:tp0:model.embed_tokens.weight": format!("{bits:08x}")}}))
+            let mut sums = json!({"dp0:pp0:pcp0:tp0:model.embed_tokens.weight": format!("{bits:08x}")});
+            if lock(state).has_head {
+                sums["dp0:pp0:pcp0:tp0:lm_head.weight"] = format!("{bits:08x}").into();
+            }
+            good(json!({"checksums": sums}))
         }
         _ => Ok(Answer::Json(404, json!({"detail": "Not Found"}))),
     }

@@ -84,12 +84,15 @@ fn a_deterministic_run_has_the_bits_of_one_learner_with_any_number_of_them() -> 
 #[test]
 fn an_interrupted_run_saves_and_resumes() -> Result<()> {
     let job = Job::tiny()?.with("batch.steps", 30);
+    // What `pacs runs` shows of runs that are over.
+    let ending = || anyhow::Ok(std::fs::read_to_string(job.run_path("ending"))?.trim().to_owned());
     let mut last = 0;
     for signal in [Signal::SIGINT, Signal::SIGUSR1] {
         let mut run = job.start()?;
         run.wait_until("a step", |status| status["step"].as_u64() > Some(last))?;
         run.signal(signal)?;
         run.wait()?.expect_code(75);
+        assert_eq!(ending()?, "stopped");
         let done = steps(&job.json_lines("metrics.jsonl")?);
         let before = last;
         last = *done.last().context("a step was done")?;
@@ -97,6 +100,7 @@ fn an_interrupted_run_saves_and_resumes() -> Result<()> {
         assert!(job.run_path(&format!("checkpoints/step-{last:06}")).exists(), "no checkpoint of step {last}");
     }
     job.start()?.wait()?.expect_code(0);
+    assert_eq!(ending()?, "finished");
     assert_eq!(steps(&job.json_lines("metrics.jsonl")?), (1..=30).collect::<Vec<_>>());
     Ok(())
 }

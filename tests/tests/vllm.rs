@@ -37,11 +37,13 @@ struct Setup {
     folder: tempfile::TempDir,
 }
 
+/// `more`: another key of `[rollout]`, or one of `[rollout.vllm]` that begins with `vllm.`.
 fn spec(endpoints: &[String], folder: &Path, more: &str) -> Result<JobSpec> {
+    let (of_rollout, of_vllm) = more.strip_prefix("vllm.").map_or((more, ""), |key| ("", key));
     let text = format!(
         "name = 'a'\nmodel.path = {:?}\ndata.train.path = 't.jsonl'\ndata.evaluation.path = 'e.jsonl'\ndata.max_prompt_tokens = 64\n\
-         [rollout]\nengine = 'vllm'\nmax_new_tokens = 16\nmax_concurrent_samples = 1024\n{more}\n[rollout.vllm]\nendpoints = {endpoints:?}\n\
-         weights_dir = {:?}\nrequest_seconds = 2\nmax_requests = 32\nmax_attempts = 4\n",
+         [rollout]\nengine = 'vllm'\nmax_new_tokens = 16\nmax_concurrent_samples = 1024\n{of_rollout}\n[rollout.vllm]\nendpoints = {endpoints:?}\n\
+         weights_dir = {:?}\nrequest_seconds = 2\nmax_requests = 32\nmax_attempts = 4\n{of_vllm}\n",
         model().display().to_string(),
         folder.join("weights").display().to_string(),
     );
@@ -412,6 +414,9 @@ async fn servers_that_do_not_fit_the_job_say_what_is_missing() -> Result<()> {
         (StubState { max_model_len: 80, ..default() }, "", "--max-model-len 81"),
         (default(), "temperature = 0.7", "--logprobs-mode processed_logprobs"),
         (StubState { logprobs_mode: "raw_logits", ..default() }, "", "raw_logits"),
+        (StubState { device: "cpu", ..default() }, "", "pacs model untie"),
+        (StubState { device: "cpu", ..default() }, "vllm.untied_head = true", "pacs model untie"),
+        (StubState { has_head: true, ..default() }, "", "untied_head"),
     ] {
         let setup = Setup::new(vec![state], more).await?;
         setup.install(0, 0.125)?;

@@ -185,12 +185,26 @@ fn a_run_on_a_real_server_agrees_with_the_learner() -> Result<()> {
     };
     let folder = tempfile::tempdir()?;
     let model = folder.path().join("blank").display().to_string();
-    let created = Command::new(program("pacs-worker")?).args(["create", &model]).output()?;
-    ensure!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
+    let untied = folder.path().join("untied").display().to_string();
+    for (binary, arguments) in
+        [("pacs-worker", &["create", &model][..]), ("pacs", &["model", "untie", &model, &untied][..])]
+    {
+        let done = Command::new(program(binary)?).args(arguments).output()?;
+        ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
     let mut server = Server::start(&vllm, &model, &["--max-model-len", "200"])?;
     let job = job(&[server.url()], STEPS)?.with("model.path", model).with("model.precision", "float32");
+    let job = job.with("rollout.vllm.untied_head", true);
     let job = job.with("data.max_prompt_tokens", 128).with("resources.threads", 1);
     let mut run = job.start()?;
+    // The head that this server computes with would never change.
+    let refused = |status: &Value| {
+        servers(status).iter().any(|server| server["error"].as_str().is_some_and(|error| error.contains("model untie")))
+    };
+    run.wait_until("a refusal of the tied head", refused)?;
+    server.kill()?;
+    server.command[2] = untied;
+    server.restart()?;
     wait_for_step(&mut run, 2)?;
     run.kill_worker("rollout-0")?;
     wait_for_step(&mut run, 4)?;

@@ -391,6 +391,8 @@ pub(crate) enum StudyCommand {
 pub(crate) enum ModelCommand {
     /// Shows what is understood of a Hugging Face folder, and which defaults were assumed.
     Check(ModelCheck),
+    /// Writes a model with tied embeddings as one with an output head of its own, for vLLM servers on CPUs.
+    Untie(ModelUntie),
 }
 
 #[derive(Debug, Args)]
@@ -407,6 +409,20 @@ pub(crate) struct ModelCheck {
     /// Print one JSON document for scripts.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  pacs model untie models/smollm2-135m models/smollm2-135m-untied
+  vllm serve models/smollm2-135m-untied …      # and `rollout.vllm.untied_head = true` in the job
+
+The job's own `model.path` stays the first folder. docs/ENGINES.md says which servers need this, and why.")]
+pub(crate) struct ModelUntie {
+    /// The folder, or OWNER/NAME of the hub.
+    pub(crate) folder: PathBuf,
+    /// Folder to write; it must not exist.
+    pub(crate) out: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]

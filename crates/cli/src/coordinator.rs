@@ -249,12 +249,10 @@ impl Wishes {
     /// Returns the reason that is written to `ending`, from which launchers decide whether to restart.
     fn why(&self, end: Option<&RunEnd>) -> Ending {
         match end {
-            Some(RunEnd::Finished { .. }) => Ending::Finished,
-            Some(RunEnd::Failed { .. } | RunEnd::Panicked { .. }) => Ending::Failed,
-            Some(RunEnd::Interrupted { .. }) => Ending::Interrupted,
-            _ if self.warned.is_requested() => Ending::Warned,
-            _ if self.leave.is_requested() => Ending::Terminated,
-            Some(RunEnd::Stopped { .. }) => Ending::Stopped,
+            // A signal stops the run, too.
+            Some(RunEnd::Stopped { .. }) | None if self.warned.is_requested() => Ending::Warned,
+            Some(RunEnd::Stopped { .. }) | None if self.leave.is_requested() => Ending::Terminated,
+            Some(end) => Ending::of(end),
             None => Ending::Alone,
         }
     }

@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::Path;
 
+use pacs_coordinator::RunEnd;
+
 const FILE: &str = "ending";
 
 /// The reasons, one word each in the file.
@@ -26,6 +28,16 @@ pub(crate) enum Ending {
 }
 
 impl Ending {
+    /// Why a run ended that nobody outside of it ended.
+    pub(crate) fn of(end: &RunEnd) -> Self {
+        match end {
+            RunEnd::Finished { .. } => Self::Finished,
+            RunEnd::Stopped { .. } => Self::Stopped,
+            RunEnd::Failed { .. } | RunEnd::Panicked { .. } => Self::Failed,
+            RunEnd::Interrupted { .. } => Self::Interrupted,
+        }
+    }
+
     fn word(self) -> &'static str {
         match self {
             Self::Finished => "finished",

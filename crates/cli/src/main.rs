@@ -87,6 +87,7 @@ fn main() -> ExitCode {
         Command::Push(arguments) => hub::push(&arguments),
         Command::Data { command: DataCommand::Check(arguments) } => data::check(&arguments),
         Command::Model { command: ModelCommand::Check(arguments) } => model::check(&arguments),
+        Command::Model { command: ModelCommand::Untie(arguments) } => model::untie(&arguments),
         Command::Job { command: JobCommand::Check(arguments) } => job::check(&arguments),
         Command::Job { command: JobCommand::Init(arguments) } => job::init(&arguments),
     };

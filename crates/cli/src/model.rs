@@ -1,4 +1,4 @@
-//! `pacs model check`: reports what is understood of a Hugging Face folder, and what was assumed.
+//! `pacs model check`: reports what is understood of a Hugging Face folder, and what was assumed; and `pacs model untie`.
 
 use std::fmt::Write;
 use std::fs;
@@ -12,7 +12,7 @@ use pacs_shape::{Activation, EndToken, LayerRotation, ModelConfig, RopeScaling, 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::arguments::ModelCheck;
+use crate::arguments::{ModelCheck, ModelUntie};
 use crate::failure::Failure;
 use crate::format::count;
 use crate::hub;
@@ -64,6 +64,15 @@ pub(crate) fn check(arguments: &ModelCheck) -> Result<Exit, Failure> {
         return Ok(Exit::Done);
     }
     Err(Failure::config(anyhow!("{}", understood.problems.join("; "))).doing("accept the model folder"))
+}
+
+/// `pacs model untie`.
+pub(crate) fn untie(arguments: &ModelUntie) -> Result<Exit, Failure> {
+    let (folder, _) = hub::session(None, |hub| hub.model(&arguments.folder, Part::Whole))?;
+    let doing = format!("write model `{}` with an output head of its own", folder.display());
+    pacs_vllm::untie(&folder, &arguments.out).map_err(|error| Failure::config(error.into()).doing(doing))?;
+    output::text(format_args!("written to {}\n", arguments.out.display()));
+    Ok(Exit::Done)
 }
 
 fn understand(dir: &Path) -> Result<Understood, Failure> {

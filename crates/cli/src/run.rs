@@ -45,6 +45,7 @@ pub(crate) use self::wall_time::StopBefore;
 use self::wall_time::WallTime;
 pub(crate) use self::workers::find_worker;
 use crate::arguments::{Local, Run};
+use crate::ending::{self, Ending};
 use crate::failure::Failure;
 use crate::format::{count, plural};
 use crate::hub;
@@ -217,6 +218,17 @@ enum Outcome {
     Lost(GivenUp),
 }
 
+impl Outcome {
+    /// What is kept of it in the run folder.
+    fn ending(&self) -> Ending {
+        match self {
+            Self::Ended(end) => Ending::of(end),
+            Self::Hurried => Ending::Stopped,
+            Self::Lost(_) => Ending::Failed,
+        }
+    }
+}
+
 impl Job<'_> {
     async fn run(&self, spec: JobSpec, worker: &Path, gpus: Option<&Gpus>, logs: &Path) -> Result<Exit, Failure> {
         let (shutdown, warned) = (Shutdown::new(), Shutdown::new());
@@ -236,6 +248,7 @@ impl Job<'_> {
         };
         let coordinator = Coordinator::start(options).await.map_err(start_failure)?;
         let _listed = live::list(&coordinator, &self.launch.run_dir);
+        ending::forget(&self.launch.run_dir);
         let metrics = self.serve_metrics(&coordinator).await?;
         traces::export(&coordinator)?;
         let dashboard = match self.launch.dashboard {
@@ -258,7 +271,10 @@ impl Job<'_> {
         let mut end = pin!(coordinator.wait());
         let wall = WallTime::new(self.launch.stop_before);
         let ended = async {
-            match watch(&mut console, end.as_mut(), events, &mut supervisor, &stop, (&shutdown, &warned), wall).await {
+            let outcome =
+                watch(&mut console, end.as_mut(), events, &mut supervisor, &stop, (&shutdown, &warned), wall).await;
+            ending::note(&self.launch.run_dir, outcome.ending());
+            match outcome {
                 Outcome::Ended(RunEnd::Failed { reason }) => {
                     // The failed worker's own log explains the failure better than the coordinator can.
                     let cause = timeout(CAUSE_DEADLINE, given_up(&mut supervisor)).await.ok();

@@ -89,6 +89,8 @@ pub struct ServerFacts {
     pub max_model_len: Option<u64>,
     /// Which log-probs it reports: `raw_logprobs`, `processed_logprobs`, …; `None` where it does not say.
     pub logprobs_mode: Option<String>,
+    /// Whether it computes on processors.
+    pub is_on_cpu: bool,
 }
 
 /// A server's own metrics.
@@ -131,7 +133,9 @@ impl Client {
             other => other?,
         };
         let max_model_len = models.data.first().and_then(|model| model.max_model_len);
-        Ok(ServerFacts { version, max_model_len, logprobs_mode: logprobs_mode(&info).map(str::to_owned) })
+        let is_on_cpu = info["vllm_config"]["device_config"]["device"] == "cpu";
+        let logprobs_mode = logprobs_mode(&info).map(str::to_owned);
+        Ok(ServerFacts { version, max_model_len, logprobs_mode, is_on_cpu })
     }
 
     /// The label of the server's weights.

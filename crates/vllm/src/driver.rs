@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pacs_runtime::Backoff;
+use pacs_shape::LM_HEAD;
 use pacs_weights::{Description, VersionId};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{sleep, timeout};
@@ -49,6 +50,10 @@ pub(crate) struct Needs {
     pub(crate) drained_updates: bool,
     pub(crate) checksums: bool,
     pub(crate) max_logprob_jump: f64,
+    /// Whether the model's output head is its embedding.
+    pub(crate) tied: bool,
+    /// Whether versions bring the head of a tied model as a tensor of its own.
+    pub(crate) untied_head: bool,
     /// Longest wait for requests to end before an update.
     pub(crate) drain: Duration,
 }
@@ -204,8 +209,29 @@ impl Driver {
                  processed_logprobs"
             )));
         }
+        if needs.tied && (needs.checksums || facts.is_on_cpu) {
+            self.check_head(facts.is_on_cpu).await?;
+        }
         tracing::info!(server = self.endpoint, vllm = facts.version, "server reached");
         Ok(())
+    }
+
+    /// Refuses a server whose output head would stay as it was at its start: neither its checksums nor a small change of log-probs would
+    /// show that.
+    async fn check_head(&self, is_on_cpu: bool) -> Result<(), Fault> {
+        let has_head = self.client.checksums().await?.keys().any(|name| name.ends_with(LM_HEAD));
+        let problem = match (has_head, self.shared.needs.untied_head) {
+            (true, false) => {
+                "it has an output head of its own, which versions of a model with tied embeddings do not bring: set \
+                 `rollout.vllm.untied_head` = true"
+            }
+            (false, _) if is_on_cpu => {
+                "it runs on a CPU, where vLLM keeps the output head of a tied model as it was at its start: start it from a folder \
+                 written by `pacs model untie`, and set `rollout.vllm.untied_head` = true"
+            }
+            _ => return Ok(()),
+        };
+        Err(Fault::Unfit(problem.to_owned()))
     }
 
     async fn look_while_idle(&mut self) -> Result<(), Fault> {

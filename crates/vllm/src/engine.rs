@@ -82,7 +82,8 @@ impl VllmEngine {
         let own = format!("pacs-vllm-{}-{worker}", run.get(..16).unwrap_or(run));
         let place = vllm.weights_dir.clone().unwrap_or_else(default_place).join(&own);
         let servers_place = vllm.server_weights_dir.as_ref().map(|folder| folder.join(&own));
-        let folders = Folders::open(place, servers_place, &folder, &config).map_err(|error| error.to_string())?;
+        let folders = Folders::open(place, servers_place, &folder, &config, vllm.untied_head)
+            .map_err(|error| error.to_string())?;
 
         let request = Duration::from_secs(u64::from(vllm.request_seconds));
         let limits = Limits { request, update: Duration::from_secs(u64::from(vllm.update_seconds)) };
@@ -94,6 +95,8 @@ impl VllmEngine {
             drained_updates: rollout.cuts_off(),
             checksums: vllm.checksums,
             max_logprob_jump: vllm.max_logprob_jump,
+            tied: config.tie_embeddings,
+            untied_head: vllm.untied_head,
             drain: request,
         };
         let shared = Arc::new(Shared {

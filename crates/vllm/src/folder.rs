@@ -8,9 +8,11 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 
-use pacs_shape::{ModelConfig, ParameterLayout, ParameterSpec};
+use pacs_shape::{LM_HEAD, ModelConfig, ParameterLayout, ParameterSpec};
 use pacs_weights::{Received, VersionId, WeightKind};
 use safetensors::tensor::{Dtype, View};
+
+use crate::untie::{UntieError, write_untied_config};
 
 /// File of the weights in a folder.
 const WEIGHTS: &str = "model.safetensors";
@@ -30,6 +32,9 @@ pub(crate) enum FolderError {
         /// Bytes that the model has.
         expected: u64,
     },
+    /// The model's configuration cannot be written for servers that have the head apart.
+    #[error(transparent)]
+    Config(#[from] UntieError),
     /// A file or folder cannot be read or written.
     #[error("{action} `{}`: {source}", path.display())]
     Io {
@@ -54,6 +59,8 @@ pub(crate) struct Folders {
     servers_place: PathBuf,
     model: PathBuf,
     layout: ParameterLayout,
+    /// Whether versions of a tied model have its output head as a tensor of its own, too.
+    has_head: bool,
 }
 
 /// The folder of one version.
@@ -74,12 +81,13 @@ impl Drop for VersionFolder {
 }
 
 impl Folders {
-    /// Takes `place` for the versions of a model. Leftovers of an earlier process are removed.
+    /// Takes `place` for the versions of a model. Leftovers of an earlier process are removed. `untied_head`: see [`crate::untie()`].
     pub(crate) fn open(
         place: PathBuf,
         servers_place: Option<PathBuf>,
         model: &Path,
         config: &ModelConfig,
+        untied_head: bool,
     ) -> Result<Self, FolderError> {
         fs::DirBuilder::new().recursive(true).mode(0o755).create(&place).map_err(failed("create", &place))?;
         for entry in fs::read_dir(&place).map_err(failed("read", &place))? {
@@ -90,7 +98,13 @@ impl Folders {
             }
         }
         let servers_place = servers_place.unwrap_or_else(|| place.clone());
-        Ok(Self { place, servers_place, model: model.to_owned(), layout: ParameterLayout::new(config) })
+        Ok(Self {
+            place,
+            servers_place,
+            model: model.to_owned(),
+            layout: ParameterLayout::new(config),
+            has_head: untied_head && config.tie_embeddings,
+        })
     }
 
     /// Writes a version. The weights are there in full under their name or not at all.
@@ -118,6 +132,9 @@ impl Folders {
                 fs::copy(&source, &target).map_err(failed("copy", &source))?;
             }
         }
+        if self.has_head {
+            write_untied_config(&self.model, path)?;
+        }
         let source = received.whole.file();
         let file = path.join(WEIGHTS);
         let problem = RefCell::new(None);
@@ -128,7 +145,9 @@ impl Folders {
         };
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         let partial = path.join("model.partial");
-        safetensors::serialize_to_file(self.layout.parameters().iter().map(stored), Some(metadata), &partial).map_err(
+        let parameters = self.layout.parameters().iter().map(stored);
+        let head = self.has_head.then(|| (LM_HEAD.to_owned(), stored(self.layout.head()).1));
+        safetensors::serialize_to_file(parameters.chain(head), Some(metadata), &partial).map_err(
             |error| match error {
                 safetensors::SafeTensorError::IoError(source) => failed("write", &partial)(source),
                 other => failed("write", &partial)(io::Error::other(other.to_string())),
@@ -204,7 +223,7 @@ mod tests {
         };
         fs::create_dir(place.path().join("version-of-a-dead-process")).expect("room");
         let servers = Some(PathBuf::from("/mnt/w"));
-        let folders = Folders::open(place.path().to_owned(), servers, &model, &config).expect("a place");
+        let folders = Folders::open(place.path().to_owned(), servers, &model, &config, false).expect("a place");
         assert_eq!(fs::read_dir(place.path()).expect("a folder").count(), 0, "leftovers are removed");
         let folder = folders.write(&receive(3, &content)).expect("room");
         assert!(folder.servers_path.starts_with("/mnt/w/version-1-3-"), "{}", folder.servers_path);
@@ -223,5 +242,24 @@ mod tests {
         let short = folders.write(&receive(4, &content[..64]));
         assert!(matches!(short, Err(FolderError::OtherModel { bytes: 64, .. })));
         assert_eq!(fs::read_dir(place.path()).expect("a folder").count(), 0);
+    }
+
+    #[test]
+    fn servers_with_a_head_of_their_own_get_it_with_each_version() {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen2-tied");
+        let config = ModelConfig::read(&model).expect("a golden model");
+        let content: Vec<u8> =
+            (0..ParameterLayout::new(&config).total()).flat_map(|place| (place as f32).to_le_bytes()).collect();
+        let (store_dir, place) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let store = HostStore::open_in("run", &[store_dir.path().to_owned()]).expect("a store");
+        let whole = store.publish(VersionId::new(1, 1), WeightKind::Float32, content.as_slice()).expect("room");
+        let received = Received { whole, transport: Transport::Shared, fetched: Fetched::default() };
+        let folders = Folders::open(place.path().to_owned(), None, &model, &config, true).expect("a place");
+        let folder = folders.write(&received).expect("room");
+        let bytes = fs::read(folder.path.join(WEIGHTS)).expect("the weights");
+        let read = SafeTensors::deserialize(&bytes).expect("safetensors");
+        let tensor = |name| read.tensor(name).expect("a tensor");
+        assert_eq!(tensor(LM_HEAD), tensor("model.embed_tokens.weight"));
+        assert!(!ModelConfig::read(&folder.path).expect("a configuration").tie_embeddings);
     }
 }

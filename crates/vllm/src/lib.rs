@@ -22,9 +22,11 @@ mod probe;
 mod queue;
 mod seat;
 mod service;
+mod untie;
 mod wire;
 
 pub use client::{ApiKey, Client, Drawing, Limits, ServerFacts};
 pub use engine::{Attached, VllmEngine, VllmOptions, VllmWeights};
 pub use fault::Fault;
 pub use service::{VllmWorkerOptions, run};
+pub use untie::{UntieError, untie};
