@@ -70,7 +70,7 @@ pub(crate) fn check(arguments: &ModelCheck) -> Result<Exit, Failure> {
 pub(crate) fn untie(arguments: &ModelUntie) -> Result<Exit, Failure> {
     let (folder, _) = hub::session(None, |hub| hub.model(&arguments.folder, Part::Whole))?;
     let doing = format!("write model `{}` with an output head of its own", folder.display());
-    pacs_vllm::untie(&folder, &arguments.out).map_err(|error| Failure::config(error.into()).doing(doing))?;
+    pacs_vllm::untie(&folder, &arguments.out).map_err(|error| Failure::config(error).doing(doing))?;
     output::text(format_args!("written to {}\n", arguments.out.display()));
     Ok(Exit::Done)
 }
