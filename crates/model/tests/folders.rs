@@ -79,8 +79,11 @@ fn missing_unexpected_and_misshapen_tensors() {
     }
 }
 
+/// The tensors of a file, by name.
+type Tensors = Vec<(String, Tensor)>;
+
 /// Stacks the experts of a folder as transformers 5 computes with them.
-fn stack_experts(tensors: &mut Vec<(String, Tensor)>) {
+fn stack_experts(tensors: &mut Tensors) {
     let of_expert =
         |name: &str| name.split_once(".mlp.experts.").map(|(layer, rest)| (layer.to_owned(), rest.to_owned()));
     let layers: std::collections::BTreeSet<String> =
@@ -122,7 +125,7 @@ fn experts_are_read_stacked_or_one_by_one_and_written_one_by_one() {
         assert!(name == wanted && tensor == values, "{name} and {wanted}");
     }
 
-    let refused = |edit: &dyn Fn(&mut Vec<(String, Tensor)>), expected: &[&str]| {
+    let refused = |edit: &dyn Fn(&mut Tensors), expected: &[&str]| {
         let dir = copy("qwen3_moe");
         edit_tensors(&dir.path().join(weights), |tensors| edit(tensors));
         let error = load(dir.path()).unwrap_err();
@@ -136,20 +139,20 @@ fn experts_are_read_stacked_or_one_by_one_and_written_one_by_one() {
         &|tensors| tensors.retain(|(name, _)| !name.ends_with("2.mlp.gate.weight")),
         &["lacks", "2.mlp.gate.weight"],
     );
-    let both = |tensors: &mut Vec<(String, Tensor)>| {
+    let both = |tensors: &mut Tensors| {
         let single: Vec<_> = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
         stack_experts(tensors);
         tensors.extend(single.into_iter().filter(|(name, _)| name.contains(".mlp.experts.")));
     };
     refused(&both, &["holds tensor `model.layers.0.mlp.experts.", "the architecture does not have"]);
-    let short = |tensors: &mut Vec<(String, Tensor)>| {
+    let short = |tensors: &mut Tensors| {
         stack_experts(tensors);
         for (_, tensor) in tensors.iter_mut().filter(|(name, _)| name.ends_with("0.mlp.experts.gate_up_proj")) {
             *tensor = tensor.narrow(0, 0, 7).copy();
         }
     };
     refused(&short, &["0.mlp.experts.gate_up_proj", "has shape [7, 48, 32], config.json asks for [8, 48, 32]"]);
-    let broken = |tensors: &mut Vec<(String, Tensor)>| {
+    let broken = |tensors: &mut Tensors| {
         stack_experts(tensors);
         for (_, tensor) in tensors.iter_mut().filter(|(name, _)| name.ends_with("0.mlp.experts.down_proj")) {
             let _ = tensor.get(7).get(31).fill_(f64::NAN);

@@ -52,9 +52,13 @@ fn assert_same(found: &Tensor, expected: &Tensor, what: &str) {
 
 #[test]
 fn ranks_passes_threads_and_divisions_give_one_weight() {
-    for (model, kind) in
-        [("qwen2-tied", Kind::Float), ("qwen3", Kind::BFloat16), ("qwen3_moe", Kind::Float), ("llama3", Kind::Float)]
-    {
+    for (model, kind) in [
+        ("qwen2-tied", Kind::Float),
+        ("qwen3", Kind::BFloat16),
+        ("qwen3_moe", Kind::Float),
+        ("llama3", Kind::Float),
+        ("gemma3", Kind::Float),
+    ] {
         let expected = train(model, kind, (1, 1), &settings());
         for sharding in [Sharding::Replicated, Sharding::ShardOptimizer, Sharding::ShardAll] {
             for (ranks, threads) in [(1, 2), (2, 1), (3, 3), (4, 2)] {
