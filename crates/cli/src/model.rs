@@ -34,6 +34,8 @@ struct Understood {
     rope: String,
     /// Which layers attend within a window, and caps; none where all see everything.
     attention: Option<String>,
+    /// Sizes of a mixture of experts; none where all layers are dense.
+    experts: Option<String>,
     /// What is computed by tensor operations rather than by fused kernels, and where.
     tensor_operations: Vec<String>,
     tied_embeddings: bool,
@@ -133,6 +135,7 @@ fn understand(dir: &Path) -> Result<Understood, Failure> {
         max_positions: config.max_positions,
         rope: rope(&config),
         attention: attention(&config),
+        experts: experts(&config),
         tensor_operations: tensor_operations(&config),
         tied_embeddings: config.tie_embeddings,
         embedding_rows: config.vocab_size,
@@ -190,6 +193,17 @@ fn assumptions(raw: &Map<String, Value>, config: &ModelConfig) -> Vec<String> {
     for (key, cap) in [("attn_logit_softcapping", config.score_cap), ("final_logit_softcapping", config.logit_cap)] {
         taken.extend(cap.map(|cap| (raw.contains_key(key), key, cap.to_string())));
     }
+    if let Some(experts) = &config.experts {
+        let is_counted = is_said("num_experts") || is_said("num_local_experts");
+        taken.push((is_counted, "num_experts", experts.count.to_string()));
+        for (key, value) in [
+            ("num_experts_per_tok", experts.per_token.to_string()),
+            ("moe_intermediate_size", experts.ffn.to_string()),
+            ("norm_topk_prob", experts.renormalises.to_string()),
+        ] {
+            taken.push((is_said(key), key, value));
+        }
+    }
     let missing = taken.into_iter().filter(|(is_said, ..)| !is_said);
     missing.map(|(_, key, value)| format!("config.json does not say `{key}`: {value}")).collect()
 }
@@ -235,12 +249,28 @@ fn attention(config: &ModelConfig) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join(", "))
 }
 
+/// Experts, and how much of the model computes a token.
+fn experts(config: &ModelConfig) -> Option<String> {
+    let experts = config.experts.as_ref()?;
+    let sum = if experts.renormalises { "weights that sum to 1" } else { "weights that sum to less than 1" };
+    let sparse = config.layers - experts.dense_layers.len();
+    let [active, all] = [config.active_parameter_count(), config.parameter_count()].map(|n| count(n as u64));
+    Some(format!(
+        "{} of width {} in {sparse} of {} layers; a token has {}, with {sum}: {active} of {all} parameters compute it",
+        experts.count, experts.ffn, config.layers, experts.per_token
+    ))
+}
+
 fn tensor_operations(config: &ModelConfig) -> Vec<String> {
     let on_cpu = config.beyond_cpu_kernels().into_iter().map(|part| format!("on a CPU {part}, by tensor operations"));
     let on_gpu = config
         .beyond_gpu_kernels()
         .map(|part| format!("on a GPU everything, by tensor operations: there are no kernels for {part}"));
-    on_cpu.chain(on_gpu).collect()
+    // Where kernels compute nothing, this part is among the rest.
+    let beside = config.beside_gpu_kernels().filter(|_| config.beyond_gpu_kernels().is_none());
+    let beside =
+        beside.map(|part| format!("on a GPU {part}, by tensor operations, and generation without CUDA graphs"));
+    on_cpu.chain(on_gpu).chain(beside).collect()
 }
 
 fn as_text(found: &Understood) -> String {
@@ -265,6 +295,7 @@ fn as_text(found: &Understood) -> String {
         ),
         ("positions", format!("{}, rotary embedding with {}", count(found.max_positions as u64), found.rope)),
         ("attention", found.attention.clone().unwrap_or_default()),
+        ("experts", found.experts.clone().unwrap_or_default()),
         (
             "vocabulary",
             format!("{} rows of the embedding ({tied}), {} tokens", found.embedding_rows, found.tokenizer_rows),
@@ -334,7 +365,7 @@ mod tests {
             let found = understand(&golden(model)).unwrap_or_else(|failure| panic!("{failure}"));
             assert!(found.problems.is_empty(), "{model}: {:?}", found.problems);
             let text = as_text(&found);
-            let wanted = ["positions", "attention", "slower", "assumed"];
+            let wanted = ["positions", "attention", "experts", "slower", "assumed"];
             let lines = text.lines().filter(|line| wanted.iter().any(|what| line.starts_with(what)));
             lines.fold(String::new(), |text, line| format!("{text}{line}\n"))
         };
@@ -359,6 +390,13 @@ mod tests {
             assumed     config.json does not say `head_dim`: 8
         "#]]
         .assert_eq(&of("smollm3"));
+        expect![[r#"
+            positions   512, rotary embedding with base 1000000
+            experts     8 of width 24 in 2 of 3 layers; a token has 2, with weights that sum to 1: 52 288 of 79 936 parameters compute it
+            slower      on a CPU routes to experts and the sums of their outputs, by tensor operations
+            slower      on a GPU experts, by tensor operations, and generation without CUDA graphs
+        "#]]
+        .assert_eq(&of("qwen3_moe"));
     }
 
     #[test]

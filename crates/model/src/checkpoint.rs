@@ -78,13 +78,25 @@ impl Checkpoint {
 
     /// The file and the values of a tensor that is there; refuses NaN and infinity.
     pub(crate) fn read(&self, name: &str) -> Result<(&Path, Tensor), ModelError> {
+        self.read_part(name, 0, &self.tensors[name].shape)
+    }
+
+    /// The same of a part of it: the elements from `first` on that make up `shape`.
+    ///
+    /// # Panics
+    /// When the tensor has not so many.
+    pub(crate) fn read_part(&self, name: &str, first: usize, shape: &[i64]) -> Result<(&Path, Tensor), ModelError> {
         let entry = &self.tensors[name];
         let Shard { path, file } = &self.shards[entry.shard];
-        let mut data = vec![0; entry.bytes];
+        let size = entry.kind.elt_size_in_bytes();
+        let bytes = shape.iter().product::<i64>() as usize * size;
+        assert!(first * size + bytes <= entry.bytes, "`{name}` ends before a part of it");
+        let mut data = vec![0; bytes];
         let mut file = file;
-        let read = file.seek(SeekFrom::Start(entry.start)).and_then(|_| file.read_exact(&mut data));
+        let start = entry.start + (first * size) as u64;
+        let read = file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(&mut data));
         read.map_err(ModelError::io("read", path))?;
-        let tensor = Tensor::f_from_data_size(&data, &entry.shape, entry.kind)?;
+        let tensor = Tensor::f_from_data_size(&data, shape, entry.kind)?;
         // NaN and infinity survive a sum.
         if !tensor.f_sum(Kind::Float)?.f_double_value(&[])?.is_finite() {
             return Err(ModelError::NotFinite { file: path.clone(), tensor: name.to_owned() });

@@ -2,17 +2,18 @@
 //!
 //! What families differ in is in [`Architecture`]: where there are norms, how heads are normed, which activation. The residual
 //! stream comes in as two parts whose sum is the input, so that the addition and the norm after it are one pass over memory.
-// Legend: `T` tokens, `D` width, `F` feed-forward width, `N` query heads, `K` key and value heads, `H` head.
+// Legend: `T` tokens, `D` width, `N` query heads, `K` key and value heads, `H` head.
 
-use pacs_shape::{Activation, Architecture, HeadNorms, layer_parameter};
+use pacs_shape::{Architecture, HeadNorms, LinearModule, layer_parameter};
 use pacs_torch::tch::{Kind, Tensor};
 
 use crate::ModelConfig;
 use crate::attention::{Attention, AttentionTrace, Packed};
+use crate::feed_forward::{FeedForward, FeedForwardTrace};
 use crate::linear::Linear;
 use crate::model::Weight;
 use crate::norm::Norm;
-use crate::ops::{add_column_sums, gate, gate_backward};
+use crate::ops::add_column_sums;
 use crate::rope::Rotation;
 
 /// The weights of a layer; fused leaves are found by their first part.
@@ -22,7 +23,6 @@ pub(crate) struct Layer {
     heads: i64,
     kv_heads: i64,
     head_dim: i64,
-    activation: Activation,
     norms: Norms,
     qkv: Linear,
     qkv_bias: Option<Weight>,
@@ -33,8 +33,7 @@ pub(crate) struct Layer {
     /// Queries are multiplied by it.
     query_factor: f64,
     o: Linear,
-    gate_up: Linear,
-    down: Linear,
+    feed_forward: FeedForward,
 }
 
 /// The norms of a layer; none where its family has none.
@@ -106,8 +105,7 @@ pub(crate) struct Activations {
     attention_output: Option<Tensor>,
     /// Residual stream after the attention, `[T, D]`.
     middle: Tensor,
-    /// `[T, 2 F]`.
-    gate_up: Tensor,
+    feed_forward: FeedForwardTrace,
     /// Output of the feed-forward block before its norm, `[T, D]`; only where there is such a norm.
     ffn_output: Option<Tensor>,
 }
@@ -123,22 +121,21 @@ impl Layer {
             keys: norm("self_attn.k_norm.weight"),
             together,
         };
-        let Architecture { norms, activation, .. } = architecture;
-        let [qkv, o, gate_up, down] =
-            config.linear_modules().map(|modules| Linear::new(&modules, config.lora.as_ref(), find));
+        let Architecture { norms, .. } = architecture;
+        let [qkv, o, gate_up, down] = config.linear_modules();
+        let linear = |modules: &[LinearModule]| Linear::new(modules, config.lora.as_ref(), find);
         Self {
             index,
             heads: config.heads,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
-            activation: *activation,
             norms: Norms {
                 before_attention: norms.before_attention.map(norm),
                 after_attention: norms.after_attention.map(norm),
                 before_ffn: norms.before_ffn.map(norm),
                 after_ffn: norms.after_ffn.map(norm),
             },
-            qkv,
+            qkv: linear(&qkv),
             qkv_bias: find("self_attn.q_proj.bias"),
             head_norms: match architecture.head_norms {
                 HeadNorms::Absent => None,
@@ -149,9 +146,8 @@ impl Layer {
             rotation: config.layer_kind(index).rotary.unwrap_or(config.rotary.len()),
             rotates_partly: config.rotates_partly(),
             query_factor: config.query_factor(),
-            o,
-            gate_up,
-            down,
+            o: linear(&o),
+            feed_forward: FeedForward::new(config, index, [&gate_up[..], &down[..]], find),
         }
     }
 
@@ -168,9 +164,8 @@ impl Layer {
             }
         };
         let added = maybe(self.norms.after_attention.as_ref(), self.o.apply(&attended, None));
-        let (middle, gate_up) = self.gates(input, added);
-        let output = self.down.apply(&gate(self.activation, &gate_up), None);
-        let pending = maybe(self.norms.after_ffn.as_ref(), output);
+        let (middle, normed) = self.middle(input, added);
+        let pending = maybe(self.norms.after_ffn.as_ref(), self.feed_forward.forward(normed));
         Stream { residual: middle, pending: Some(pending) }
     }
 
@@ -211,11 +206,11 @@ impl Layer {
         let attention = AttentionTrace::new(packed, self.index, qkv);
         let (attention_output, added) =
             kept(self.norms.after_attention.as_ref(), self.o.apply(&attention.output(), None));
-        let (middle, gate_up) = self.gates(input.shallow_clone(), added);
-        let output = self.down.apply(&gate(self.activation, &gate_up), None);
+        let (middle, normed) = self.middle(input.shallow_clone(), added);
+        let (output, feed_forward) = self.feed_forward.forward_traced(normed);
         let (ffn_output, pending) = kept(self.norms.after_ffn.as_ref(), output);
         let stream = Stream { residual: middle.shallow_clone(), pending: Some(pending) };
-        (stream, Activations { input, projections, attention, attention_output, middle, gate_up, ffn_output })
+        (stream, Activations { input, projections, attention, attention_output, middle, feed_forward, ffn_output })
     }
 
     /// `[T, N + 2 K, H]`.
@@ -245,12 +240,9 @@ impl Layer {
         if self.query_factor == 1.0 { q } else { q * self.query_factor }
     }
 
-    /// Residual stream after the attention, and gates and ups of the feed-forward block, from the input and what attention adds.
-    fn gates(&self, input: Tensor, added: Tensor) -> (Tensor, Tensor) {
-        let stream = Stream { residual: input, pending: Some(added) };
-        let (middle, normed) = stream.maybe_normed(self.norms.before_ffn.as_ref());
-        let gate_up = self.gate_up.apply(&normed, None);
-        (middle, gate_up)
+    /// Residual stream after the attention, and the input of the feed-forward block, from the layer's input and what attention adds.
+    fn middle(&self, input: Tensor, added: Tensor) -> (Tensor, Tensor) {
+        Stream { residual: input, pending: Some(added) }.maybe_normed(self.norms.before_ffn.as_ref())
     }
 
     /// Gradient by the layer's input, from the `gradient` by its output, both `[T, D]`; adds the gradients of the
@@ -262,18 +254,12 @@ impl Layer {
         rotations: &[Rotation],
         gradients: &Tensor,
     ) -> Tensor {
-        let Activations { input, projections, attention, attention_output, middle, gate_up, ffn_output } = activations;
+        let Activations { input, projections, attention, attention_output, middle, feed_forward, ffn_output } =
+            activations;
         let Norms { before_attention, after_attention, before_ffn, after_ffn } = &self.norms;
         let by_ffn = output_gradient(after_ffn.as_ref(), ffn_output, gradient, gradients);
-        let (by_activation, by_low) = self.down.backward_input(&by_ffn);
-        let (by_gate_up, activation) = gate_backward(self.activation, gate_up, &by_activation);
-        drop(by_activation);
-        self.down.add(gradients, &by_ffn, &activation, by_low);
-        drop((activation, by_ffn));
-        let normed = maybe(before_ffn.as_ref(), middle.shallow_clone());
-        let (by_normed, by_low) = self.gate_up.backward_input(&by_gate_up);
-        self.gate_up.add(gradients, &by_gate_up, &normed, by_low);
-        drop((by_gate_up, normed));
+        let normed = || maybe(before_ffn.as_ref(), middle.shallow_clone());
+        let by_normed = self.feed_forward.backward(feed_forward, by_ffn, normed, gradients);
         let by_middle = input_gradient(before_ffn.as_ref(), &middle, by_normed, gradient, gradients);
 
         let by_added = output_gradient(after_attention.as_ref(), attention_output, &by_middle, gradients);

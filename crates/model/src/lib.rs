@@ -1,6 +1,6 @@
 //! The language model: Hugging Face folders in and out, forward and backward on libtorch.
 //!
-//! One [`Model`] computes all dense families; what they differ in is data in [`ModelConfig`] and [`Architecture`]. All parameters
+//! One [`Model`] computes all families; what they differ in is data in [`ModelConfig`] and [`Architecture`]. All parameters
 //! live in one flat buffer ([`Parameters`]), and so do all gradients, so that an optimizer, a collective or a weight transfer
 //! works on plain memory.
 //!
@@ -19,7 +19,9 @@ mod adapter;
 pub mod attention;
 mod checkpoint;
 mod error;
+mod experts;
 mod export;
+mod feed_forward;
 pub mod import;
 mod kernels;
 mod layer;
@@ -43,8 +45,8 @@ pub use kernels::{kernel_shape, load_kernels, missing_kernels};
 pub use layer_hooks::{LayerHooks, NoHooks, idle_backward, idle_forward};
 pub use model::{Keep, Model, Trace};
 pub use pacs_shape::{
-    Architecture, Bucket, LayerKind, LeafSpec, Lora, ModelConfig, ParameterLayout, ParameterSpec, RopeScaling, Rotary,
-    ShapeError,
+    Architecture, Bucket, Experts, LayerKind, LeafSpec, Lora, ModelConfig, ParameterLayout, ParameterSpec, RopeScaling,
+    Rotary, ShapeError,
 };
 pub use parameters::Parameters;
 pub use save::prepare_folder;

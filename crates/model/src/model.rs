@@ -42,6 +42,10 @@ pub(crate) struct Weight {
 }
 
 impl Weight {
+    pub(crate) fn new(tensor: Tensor, offset: Option<usize>) -> Self {
+        Self { tensor, offset }
+    }
+
     /// Where its gradient goes: a part of a flat buffer in the layout of the parameters. None where it is frozen.
     pub(crate) fn slot(&self, gradients: &Tensor) -> Option<Tensor> {
         self.offset.map(|offset| slice(gradients, offset, &self.tensor.size()))
@@ -127,8 +131,8 @@ impl Model {
             Some((slice(&from.flat, leaf.offset, &leaf.shape), leaf.offset))
         };
         let find = |name: &str| {
-            let trained = view(parameters, name).map(|(tensor, offset)| Weight { tensor, offset: Some(offset) });
-            let frozen = || view(base?, name).map(|(tensor, _)| Weight { tensor, offset: None });
+            let trained = view(parameters, name).map(|(tensor, offset)| Weight::new(tensor, Some(offset)));
+            let frozen = || view(base?, name).map(|(tensor, _)| Weight::new(tensor, None));
             trained.or_else(frozen)
         };
         let get = |name: &str| find(name).expect("the layout has every parameter of its configuration");

@@ -158,7 +158,7 @@ pub(crate) fn capped(x: &Tensor, cap: f64) -> Tensor {
 
 /// Functions of single numbers whose last bits depend on where these stand in a vector register: tile by tile within
 /// [`pacs_torch::with_units`].
-fn row_by_row<const N: usize>(x: &Tensor, work: impl Fn(Tensor) -> [Tensor; N] + Sync) -> [Tensor; N] {
+pub(crate) fn row_by_row<const N: usize>(x: &Tensor, work: impl Fn(Tensor) -> [Tensor; N] + Sync) -> [Tensor; N] {
     match fixed_units() {
         Some(units) => by_rows(&units, x, |rows| work(rows.copy())),
         None => work(x.shallow_clone()),

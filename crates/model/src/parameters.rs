@@ -1,10 +1,11 @@
+use std::collections::HashMap;
 use std::path::Path;
 
 use pacs_torch::tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::Checkpoint;
 use crate::{ModelConfig, ModelError, ParameterLayout, ParameterSpec};
-use pacs_shape::{EMBEDDING, LM_HEAD};
+use pacs_shape::{EMBEDDING, Experts, LM_HEAD, StackedPart};
 
 /// All parameters of a model in one flat buffer.
 #[derive(Debug)]
@@ -61,7 +62,8 @@ impl Parameters {
 
     /// Reads the safetensors files of a Hugging Face folder, converting to `kind`.
     ///
-    /// Every parameter must be there with the configured shape, and nothing else. Two leftovers of published
+    /// Every parameter must be there with the configured shape, and nothing else. Experts may be stacked, one tensor for all of a
+    /// layer ([`pacs_shape::StackedPart`]). Two leftovers of published
     /// checkpoints are passed over: the `inv_freq` buffers of old Llama files, and the LM head of a tied model when it
     /// equals the embedding.
     ///
@@ -87,9 +89,12 @@ impl Parameters {
     ) -> Result<(), ModelError> {
         let checkpoint = Checkpoint::open(dir)?;
         let layout = ParameterLayout::new(config);
-        check_tensors(&checkpoint, &layout)?;
+        let stacked = check_tensors(&checkpoint, &layout, config.experts.as_ref())?;
         for spec in layout.parameters() {
-            let (_, tensor) = checkpoint.read(&spec.name)?;
+            let (_, tensor) = match stacked.get(&spec.name) {
+                None => checkpoint.read(&spec.name)?,
+                Some(part) => checkpoint.read_part(&part.name, part.first, &spec.shape)?,
+            };
             take(spec, &tensor)?;
         }
         if config.tie_embeddings && checkpoint.contains(LM_HEAD) {
@@ -118,24 +123,38 @@ pub(crate) fn slice(flat: &Tensor, offset: usize, shape: &[i64]) -> Tensor {
     flat.narrow(0, offset as i64, shape.iter().product()).view(shape)
 }
 
-fn check_tensors(checkpoint: &Checkpoint, layout: &ParameterLayout) -> Result<(), ModelError> {
-    let names = layout.parameters().iter().map(|spec| &spec.name);
-    let missing: Vec<_> = names.filter(|name| !checkpoint.contains(name)).cloned().collect();
+/// Compares the tensors of a checkpoint with the parameters of a model. Returns the parameters that are parts of stacked tensors,
+/// by name.
+fn check_tensors(
+    checkpoint: &Checkpoint,
+    layout: &ParameterLayout,
+    experts: Option<&Experts>,
+) -> Result<HashMap<String, StackedPart>, ModelError> {
+    let (mut missing, mut stacked, mut stacks) = (Vec::new(), HashMap::new(), HashMap::new());
+    for spec in layout.parameters().iter().filter(|spec| !checkpoint.contains(&spec.name)) {
+        match experts.and_then(|experts| spec.stacked(experts)).filter(|part| checkpoint.contains(&part.name)) {
+            Some(part) => {
+                stacks.insert(part.name.clone(), part.shape.clone());
+                stacked.insert(spec.name.clone(), part);
+            }
+            None => missing.push(spec.name.clone()),
+        }
+    }
     if !missing.is_empty() {
         return Err(ModelError::Missing { place: checkpoint.place().to_owned(), tensors: missing });
     }
     for (name, file, shape) in checkpoint.tensors() {
-        let Some(spec) = layout.find(name) else {
+        let Some(expected) = layout.find(name).map(|spec| &spec.shape).or_else(|| stacks.get(name)) else {
             if name == LM_HEAD || name.ends_with(".rotary_emb.inv_freq") {
                 continue;
             }
             let reason = "the architecture does not have";
             return Err(ModelError::Unexpected { file: file.to_owned(), tensor: name.to_owned(), reason });
         };
-        if spec.shape != shape {
-            let (expected, found) = (spec.shape.clone(), shape.to_vec());
+        if expected != shape {
+            let (expected, found) = (expected.clone(), shape.to_vec());
             return Err(ModelError::WrongShape { file: file.to_owned(), tensor: name.to_owned(), expected, found });
         }
     }
-    Ok(())
+    Ok(stacked)
 }

@@ -79,6 +79,88 @@ fn missing_unexpected_and_misshapen_tensors() {
     }
 }
 
+/// The tensors of a file, by name.
+type Tensors = Vec<(String, Tensor)>;
+
+/// Stacks the experts of a folder as transformers 5 computes with them.
+fn stack_experts(tensors: &mut Tensors) {
+    let of_expert =
+        |name: &str| name.split_once(".mlp.experts.").map(|(layer, rest)| (layer.to_owned(), rest.to_owned()));
+    let layers: std::collections::BTreeSet<String> =
+        tensors.iter().filter_map(|(name, _)| Some(of_expert(name)?.0)).collect();
+    for layer in layers {
+        let get = |expert: usize, matrix: &str| {
+            let wanted = format!("{layer}.mlp.experts.{expert}.{matrix}.weight");
+            tensors.iter().find(|(name, _)| *name == wanted).unwrap().1.shallow_clone()
+        };
+        let both = |expert| Tensor::cat(&[get(expert, "gate_proj"), get(expert, "up_proj")], 0);
+        let gate_up = Tensor::stack(&(0..8).map(both).collect::<Vec<_>>(), 0);
+        let down = Tensor::stack(&(0..8).map(|expert| get(expert, "down_proj")).collect::<Vec<_>>(), 0);
+        tensors.retain(|(name, _)| of_expert(name).is_none_or(|(of, _)| of != layer));
+        tensors.push((format!("{layer}.mlp.experts.gate_up_proj"), gate_up));
+        tensors.push((format!("{layer}.mlp.experts.down_proj"), down));
+    }
+}
+
+#[test]
+fn experts_are_read_stacked_or_one_by_one_and_written_one_by_one() {
+    let weights = "model.safetensors";
+    let single = load(&golden("qwen3_moe")).unwrap();
+    let dir = copy("qwen3_moe");
+    edit_tensors(&dir.path().join(weights), stack_experts);
+    let stacked = load(dir.path()).unwrap();
+    assert_eq!(stacked.flat, single.flat);
+
+    let out = tempfile::tempdir().unwrap();
+    stacked.save_hf(dir.path(), out.path(), Kind::Float).unwrap();
+    let sorted = |dir: &Path| {
+        let mut tensors = Tensor::read_safetensors(dir.join(weights)).unwrap();
+        tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
+        tensors
+    };
+    // The names and shapes that transformers read when the golden folder was made.
+    let (written, expected) = (sorted(out.path()), sorted(&golden("qwen3_moe")));
+    assert_eq!(written.len(), expected.len());
+    for ((name, tensor), (wanted, values)) in written.iter().zip(&expected) {
+        assert!(name == wanted && tensor == values, "{name} and {wanted}");
+    }
+
+    let refused = |edit: &dyn Fn(&mut Tensors), expected: &[&str]| {
+        let dir = copy("qwen3_moe");
+        edit_tensors(&dir.path().join(weights), |tensors| edit(tensors));
+        let error = load(dir.path()).unwrap_err();
+        assert!(expected.iter().all(|part| error.contains(part)), "{error}");
+    };
+    refused(
+        &|tensors| tensors.retain(|(name, _)| !name.contains("2.mlp.experts.7.up")),
+        &["lacks", "experts.7.up_proj"],
+    );
+    refused(
+        &|tensors| tensors.retain(|(name, _)| !name.ends_with("2.mlp.gate.weight")),
+        &["lacks", "2.mlp.gate.weight"],
+    );
+    let both = |tensors: &mut Tensors| {
+        let single: Vec<_> = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+        stack_experts(tensors);
+        tensors.extend(single.into_iter().filter(|(name, _)| name.contains(".mlp.experts.")));
+    };
+    refused(&both, &["holds tensor `model.layers.0.mlp.experts.", "the architecture does not have"]);
+    let short = |tensors: &mut Tensors| {
+        stack_experts(tensors);
+        for (_, tensor) in tensors.iter_mut().filter(|(name, _)| name.ends_with("0.mlp.experts.gate_up_proj")) {
+            *tensor = tensor.narrow(0, 0, 7).copy();
+        }
+    };
+    refused(&short, &["0.mlp.experts.gate_up_proj", "has shape [7, 48, 32], config.json asks for [8, 48, 32]"]);
+    let broken = |tensors: &mut Tensors| {
+        stack_experts(tensors);
+        for (_, tensor) in tensors.iter_mut().filter(|(name, _)| name.ends_with("0.mlp.experts.down_proj")) {
+            let _ = tensor.get(7).get(31).fill_(f64::NAN);
+        }
+    };
+    refused(&broken, &["not finite", "0.mlp.experts.down_proj"]);
+}
+
 #[test]
 fn truncated_and_corrupt_files() {
     let dir = copy("llama3");

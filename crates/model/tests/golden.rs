@@ -10,8 +10,19 @@ use pacs_model::{Keep, Model, ModelConfig, Parameters, score};
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
 use pacs_torch::with_emulated_flash;
 
-const MODELS: [&str; 10] =
-    ["qwen2-tied", "qwen2-untied", "qwen3", "llama3", "mistral", "smollm3", "olmo2", "phi3", "gemma2", "gemma3"];
+const MODELS: [&str; 11] = [
+    "qwen2-tied",
+    "qwen2-untied",
+    "qwen3",
+    "qwen3_moe",
+    "llama3",
+    "mistral",
+    "smollm3",
+    "olmo2",
+    "phi3",
+    "gemma2",
+    "gemma3",
+];
 /// Logits and log-probabilities; see the fixtures' README.
 const TOLERANCE: f64 = 1e-4;
 

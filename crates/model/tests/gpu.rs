@@ -9,8 +9,19 @@ use pacs_model::{Keep, Model, ModelConfig, Parameters, load_kernels};
 use pacs_torch::tch::{Device, Kind, Tensor};
 use pacs_torch::with_device_kernels;
 
-const MODELS: [&str; 10] =
-    ["qwen2-tied", "qwen2-untied", "qwen3", "llama3", "mistral", "smollm3", "olmo2", "phi3", "gemma2", "gemma3"];
+const MODELS: [&str; 11] = [
+    "qwen2-tied",
+    "qwen2-untied",
+    "qwen3",
+    "qwen3_moe",
+    "llama3",
+    "mistral",
+    "smollm3",
+    "olmo2",
+    "phi3",
+    "gemma2",
+    "gemma3",
+];
 
 /// Log-probs and gradients, in float32 and host memory.
 fn run(name: &str, device: Device, kind: Kind) -> [Tensor; 2] {

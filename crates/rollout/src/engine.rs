@@ -169,7 +169,10 @@ impl Engine {
             scheduler,
             counts,
         };
-        if options.cuda_graphs && engine.has_device_kernels() {
+        if let (true, Some(what)) = (options.cuda_graphs && engine.has_device_kernels(), engine.config.beyond_graphs())
+        {
+            tracing::info!("generation is slower, without CUDA graphs: they cannot record {what}");
+        } else if options.cuda_graphs && engine.has_device_kernels() {
             let graphs = Graphs::new(device).map_err(|error| error.to_string());
             if let Err(error) = graphs.and_then(|graphs| engine.use_graphs(graphs).map_err(|error| error.to_string())) {
                 tracing::warn!("generation is slower, without CUDA graphs: {error}");
@@ -199,8 +202,9 @@ impl Engine {
     /// When there is no memory for what such passes read.
     ///
     /// # Panics
-    /// When the engine has no such kernels.
+    /// When the engine has no such kernels, or the model cannot be recorded ([`ModelConfig::beyond_graphs`]).
     pub fn use_graphs(&mut self, graphs: Graphs) -> Result<(), EngineError> {
+        assert_eq!(self.config.beyond_graphs(), None, "graphs of a model that they cannot record");
         let kernels = self.device_kernels.clone().expect("graphs are of the kernels of a device");
         self.graphs = Some(DecodeGraphs::new(graphs, kernels, &self.config, self.options.rows.max(1), &self.cache)?);
         Ok(())

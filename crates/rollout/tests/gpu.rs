@@ -49,7 +49,8 @@ fn check(name: &str, device: Device, cuda_graphs: bool) -> usize {
         let far = found.sample.logprobs.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(far < 1e-3, "{name}: a log-prob of group {} is off by {far}", found.ticket);
     }
-    assert!(engine.recorded_passes() > 0 || !(fits && cuda_graphs), "no pass was recorded; the log says why");
+    let records = fits && cuda_graphs && config.beyond_graphs().is_none();
+    assert!(engine.recorded_passes() > 0 || !records, "no pass was recorded; the log says why");
     engine.recorded_passes()
 }
 
@@ -62,9 +63,19 @@ fn golden_models() -> PathBuf {
 #[test]
 fn log_probs_are_those_of_a_plain_forward() {
     let gpu = pacs_torch::init(true, 1);
-    for name in
-        ["qwen2-tied", "qwen2-untied", "qwen3", "llama3", "mistral", "smollm3", "olmo2", "phi3", "gemma2", "gemma3"]
-    {
+    for name in [
+        "qwen2-tied",
+        "qwen2-untied",
+        "qwen3",
+        "qwen3_moe",
+        "llama3",
+        "mistral",
+        "smollm3",
+        "olmo2",
+        "phi3",
+        "gemma2",
+        "gemma3",
+    ] {
         assert_eq!(check(name, Device::Cpu, true), 0, "a processor has no graphs");
         match &gpu {
             Ok(gpu) => {

@@ -1,6 +1,6 @@
 //! What distinguishes the families of models, one constant each.
 //!
-//! To add a dense family: write its constant, add it to [`Architecture::ALL`], and make a golden folder for it
+//! To add a family: write its constant, add it to [`Architecture::ALL`], and make a golden folder for it
 //! (`docs/MODELS.md`). Nothing else names a family; layout, forward, backward, cache and memory plan read these fields.
 
 /// What the layers of a family compute, and what its config.json leaves out. Sizes are the model's ([`crate::ModelConfig`]).
@@ -20,6 +20,8 @@ pub struct Architecture {
     pub fused_projections: bool,
     /// Activation of the gates.
     pub activation: Activation,
+    /// Feed-forward blocks are mixtures of experts; sizes that config.json leaves out. None: they are dense.
+    pub experts: Option<ExpertDefaults>,
     /// Embeddings are multiplied by the square root of the width.
     pub scales_embedding: bool,
     /// Which layers attend within a window.
@@ -66,6 +68,17 @@ pub enum Activation {
     Silu,
     /// GELU by its approximation with a hyperbolic tangent.
     GeluTanh,
+}
+
+/// Sizes of a mixture of experts that config.json does not have, as transformers fills them in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertDefaults {
+    /// `num_experts`.
+    pub count: i64,
+    /// `num_experts_per_tok`.
+    pub per_token: i64,
+    /// `moe_intermediate_size`.
+    pub ffn: i64,
 }
 
 /// Which layers attend within a window.
@@ -132,6 +145,7 @@ const LLAMA: Architecture = Architecture {
     qkv_bias: false,
     fused_projections: false,
     activation: Activation::Silu,
+    experts: None,
     scales_embedding: false,
     windows: Windows::Absent,
     rotation: LayerRotation::Same,
@@ -164,6 +178,16 @@ const QWEN3: Architecture = Architecture {
     // Whatever its width.
     defaults: Defaults { head_dim: Some(128), ..QWEN2.defaults },
     ..QWEN2
+};
+
+const QWEN3_MOE: Architecture = Architecture {
+    model_type: "qwen3_moe",
+    experts: Some(ExpertDefaults { count: 128, per_token: 8, ffn: 768 }),
+    // There is one switch for all layers, which no published model uses.
+    windows: Windows::Absent,
+    // Width by heads, unlike those of the dense models.
+    defaults: Defaults { kv_heads: Some(4), ..LLAMA.defaults },
+    ..QWEN3
 };
 
 const MISTRAL: Architecture = Architecture {
@@ -240,11 +264,12 @@ const GEMMA2: Architecture = Architecture {
 
 impl Architecture {
     /// Every family that is computed.
-    pub const ALL: [&'static Self; 9] = [&LLAMA, &QWEN2, &QWEN3, &MISTRAL, &SMOLLM3, &OLMO2, &PHI3, &GEMMA2, &GEMMA3];
+    pub const ALL: [&'static Self; 10] =
+        [&LLAMA, &QWEN2, &QWEN3, &QWEN3_MOE, &MISTRAL, &SMOLLM3, &OLMO2, &PHI3, &GEMMA2, &GEMMA3];
 
     /// What [`Architecture::ALL`] holds, for error messages.
     pub(crate) const NAMES: &'static str =
-        "supported are llama, qwen2, qwen3, mistral, smollm3, olmo2, phi3, gemma2 and gemma3_text";
+        "supported are llama, qwen2, qwen3, qwen3_moe, mistral, smollm3, olmo2, phi3, gemma2 and gemma3_text";
 
     /// The family of a `model_type`.
     #[must_use]

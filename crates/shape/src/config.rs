@@ -1,5 +1,6 @@
 //! What distinguishes one model from another.
 
+mod experts;
 mod keys;
 mod rope;
 #[cfg(test)]
@@ -11,7 +12,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::end_tokens::{self, EndToken};
-use crate::{Architecture, HeadNorms, Lora, ParameterLayout, ShapeError};
+use crate::{Architecture, HeadNorms, Lora, ParameterLayout, ParameterSpec, ShapeError};
 
 /// What distinguishes one model from another; sizes as libtorch counts them.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,8 +31,10 @@ pub struct ModelConfig {
     pub kv_heads: i64,
     /// Width of a head; `heads * head_dim` may differ from `hidden`.
     pub head_dim: i64,
-    /// Width of the feed-forward layer.
+    /// Width of the feed-forward layer, of the layers that are dense.
     pub ffn: i64,
+    /// Experts of the other layers; none: all layers are dense.
+    pub experts: Option<Experts>,
     /// Added to the mean square in every norm.
     pub rms_eps: f64,
     /// Rotary embeddings that layers choose from ([`LayerKind::rotary`]).
@@ -55,6 +58,21 @@ pub struct ModelConfig {
     pub estimates_values: bool,
     /// Adapters, which are all that is trained; see [`ModelConfig::with_lora`]. No folder of a model says so.
     pub lora: Option<Lora>,
+}
+
+/// The mixtures of experts of a model: a router sends every token to a few of many small feed-forward blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Experts {
+    /// Experts of a layer (`num_experts`).
+    pub count: i64,
+    /// How many of them compute a token (`num_experts_per_tok`).
+    pub per_token: i64,
+    /// Width of an expert (`moe_intermediate_size`).
+    pub ffn: i64,
+    /// The weights of a token's experts are divided by their sum (`norm_topk_prob`).
+    pub renormalises: bool,
+    /// Layers without experts, from 0 (`mlp_only_layers`, `decoder_sparse_step`).
+    pub dense_layers: Vec<usize>,
 }
 
 /// How the attention of one layer differs from that of others.
@@ -166,6 +184,24 @@ impl ModelConfig {
         ParameterLayout::new(self).parameters().iter().map(|spec| spec.numel()).sum()
     }
 
+    /// Number of parameters that compute a token: all but those of the experts that it is not sent to. Without experts as
+    /// [`ModelConfig::parameter_count`].
+    #[must_use]
+    pub fn active_parameter_count(&self) -> usize {
+        let layout = ParameterLayout::new(self);
+        let (of_experts, others): (Vec<_>, Vec<_>) = layout.parameters().iter().partition(|spec| spec.is_of_expert());
+        let count = |specs: Vec<&ParameterSpec>| specs.into_iter().map(ParameterSpec::numel).sum::<usize>();
+        let Some(experts) = &self.experts else { return count(others) };
+        // All experts are alike.
+        count(others) + count(of_experts) / experts.count as usize * experts.per_token as usize
+    }
+
+    /// The experts of a layer; none where it is dense.
+    #[must_use]
+    pub fn experts_of(&self, layer: usize) -> Option<&Experts> {
+        self.experts.as_ref().filter(|experts| !experts.dense_layers.contains(&layer))
+    }
+
     /// How the attention of a layer differs from that of others.
     ///
     /// # Panics
@@ -212,10 +248,24 @@ impl ModelConfig {
         }
     }
 
+    /// What the kernels of a GPU leave to tensor operations where they compute all else ([`ModelConfig::beyond_gpu_kernels`]).
+    #[must_use]
+    pub fn beside_gpu_kernels(&self) -> Option<&'static str> {
+        self.experts.is_some().then_some("experts")
+    }
+
+    /// What keeps passes of generation from being recorded as CUDA graphs; none where they can be.
+    #[must_use]
+    pub fn beyond_graphs(&self) -> Option<&'static str> {
+        // A graph repeats launches of fixed sizes.
+        self.experts.is_some().then_some("experts, whose products have as many rows as tokens are sent to them")
+    }
+
     /// What the fused kernels of a CPU leave to tensor operations.
     #[must_use]
     pub fn beyond_cpu_kernels(&self) -> Vec<&'static str> {
         let parts = [
+            (self.experts.is_some(), "routes to experts and the sums of their outputs"),
             (self.architecture.activation != crate::Activation::Silu, "gates with another activation than SiLU"),
             (self.rotates_partly(), "a rotation of part of each head"),
             (self.score_cap.is_some(), "attention with capped scores"),

@@ -1,6 +1,6 @@
 //! How much training a model computes, by arithmetic: what utilisation is reported by, and what work is shared out by.
 
-use crate::{ModelConfig, ParameterLayout};
+use crate::{ModelConfig, ParameterLayout, ParameterSpec};
 
 /// What a pass has to compute, whatever the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -31,7 +31,7 @@ impl PassWork {
 }
 
 /// Floating-point operations of one forward and backward of a model: two for each weight and token going forward, four
-/// going backward, two where a weight is frozen. Norms, activations and softmax are not counted, nor is what is computed twice. Layers with a window count
+/// going backward, two where a weight is frozen. Of experts those count that compute a token. Norms, activations and softmax are not counted, nor is what is computed twice. Layers with a window count
 /// as those without.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Flops {
@@ -48,7 +48,10 @@ impl Flops {
             let layout = ParameterLayout::new(config);
             let in_layers =
                 layout.parameters().iter().filter(|spec| spec.decay && spec.name.starts_with("model.layers."));
-            in_layers.map(|spec| spec.numel()).sum::<usize>() as f64
+            let (of_experts, others): (Vec<_>, Vec<_>) = in_layers.partition(|spec| spec.is_of_expert());
+            let count = |specs: Vec<&ParameterSpec>| specs.into_iter().map(ParameterSpec::numel).sum::<usize>() as f64;
+            let share = config.experts.as_ref().map_or(0.0, |of| of.per_token as f64 / of.count as f64);
+            count(others) + share * count(of_experts)
         };
         let (per_token, of_head) = match &config.lora {
             None => (6.0 * weights(config), 6),
@@ -100,6 +103,14 @@ mod tests {
         // Three layers of width 64: queries and outputs of 4 heads of 32, keys and values of 2, feed-forward of 144.
         let weights = 3.0 * (64.0 * 128.0 * 2.0 + 64.0 * 64.0 * 2.0 + 3.0 * 64.0 * 144.0);
         assert_eq!(flops.of(PassWork { tokens: 1.0, ..PassWork::default() }), 6.0 * weights);
+        let folder = folder.with_file_name("qwen3_moe");
+        let mixture = ModelConfig::read(&folder).unwrap();
+        // Two layers with a router of 8 rows and two experts a token, and one that is dense.
+        let weights = 3.0 * (32.0 * 64.0 * 2.0 + 32.0 * 32.0 * 2.0)
+            + 2.0 * (8.0 * 32.0 + 2.0 * 3.0 * 32.0 * 24.0)
+            + 3.0 * 32.0 * 48.0;
+        let sparse = Flops::new(&mixture, mixture.vocab_size);
+        assert_eq!(sparse.of(PassWork { tokens: 1.0, ..PassWork::default() }), 6.0 * weights);
         assert_eq!(flops.of(PassWork { targets: 1.0, ..PassWork::default() }), 6.0 * 384.0 * 64.0);
         assert_eq!(flops.of(PassWork { pairs: 1.0, ..PassWork::default() }), 12.0 * 3.0 * 128.0);
     }

@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use crate::{Architecture, HeadNorms, Lora, ModelConfig};
+use crate::{Architecture, Experts, HeadNorms, Lora, ModelConfig};
 
 /// Leaves start at multiples of this many elements, so that vector loads and network chunks stay aligned.
 const ALIGNMENT: usize = 64;
@@ -25,6 +25,43 @@ impl ParameterSpec {
     pub fn numel(&self) -> usize {
         numel(&self.shape)
     }
+
+    /// Whether it belongs to one expert of a mixture.
+    #[must_use]
+    pub fn is_of_expert(&self) -> bool {
+        self.name.contains(OF_EXPERT)
+    }
+
+    /// Where files keep it that stack the experts of a layer; none where it belongs to no expert.
+    #[must_use]
+    pub fn stacked(&self, experts: &Experts) -> Option<StackedPart> {
+        let (layer, rest) = self.name.split_once(OF_EXPERT)?;
+        let (expert, matrix) = rest.strip_suffix(".weight")?.split_once('.')?;
+        let expert: usize = expert.parse().ok()?;
+        let [rows, columns] = self.shape[..] else { return None };
+        let (stack, parts, part) = match matrix {
+            "gate_proj" => ("gate_up_proj", 2, 0),
+            "up_proj" => ("gate_up_proj", 2, 1),
+            _ => ("down_proj", 1, 0),
+        };
+        Some(StackedPart {
+            name: format!("{layer}{OF_EXPERT}{stack}"),
+            shape: vec![experts.count, parts as i64 * rows, columns],
+            first: (expert * parts + part) * self.numel(),
+        })
+    }
+}
+
+/// A part of a tensor that holds the experts of a layer as transformers 5 computes with them: `gate_up_proj` `[E, 2 F, D]`,
+/// gates first, and `down_proj` `[E, D, F]`. It writes such files on request (`save_original_format=False`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StackedPart {
+    /// Name of the whole tensor.
+    pub name: String,
+    /// Shape of the whole tensor.
+    pub shape: Vec<i64>,
+    /// First element of the part, which is contiguous.
+    pub first: usize,
 }
 
 /// Parameters that are multiplied together, contiguous in the flat buffer.
@@ -116,14 +153,16 @@ impl ParameterLayout {
         };
         let multiple = ALIGNMENT * ranks.max(1);
         let d = config.hidden;
+        // Windows have room for the largest layer: dense layers and those with experts may take turns.
+        let windows = windows.map(|windows| (windows, largest_layer(config, ranks)));
         if config.lora.is_none() {
             layout.push(&[(EMBEDDING.to_owned(), vec![config.vocab_size, d])]);
         }
         layout.close_bucket(0, multiple);
+        let first = layout.total;
         for index in 0..config.layers {
-            let end = layout.total;
-            if let Some(earlier) = windows.and_then(|windows| index.checked_sub(windows)) {
-                layout.total = layout.buckets[1 + earlier].offset;
+            if let Some((windows, room)) = windows {
+                layout.total = first + index % windows * room;
             }
             let start = layout.total;
             match &config.lora {
@@ -131,7 +170,9 @@ impl ParameterLayout {
                 Some(lora) => layout.push_adapters(config, lora, index),
             }
             layout.close_bucket(start, multiple);
-            layout.total = layout.total.max(end);
+        }
+        if let Some((windows, room)) = windows {
+            layout.total = first + windows.min(config.layers) * room;
         }
         let start = layout.total;
         if config.lora.is_none() {
@@ -182,12 +223,29 @@ impl ParameterLayout {
         for norm in [norms.after_attention, norms.before_ffn].into_iter().flatten() {
             self.push(&single(norm, &[d]));
         }
-        let (names, rows) = (config.architecture.gate_up_names(), [config.ffn, config.ffn]);
-        self.push(&stacked("mlp", names, "weight", &rows, Some(d)));
-        self.push(&single("mlp.down_proj.weight", &[d, config.ffn]));
+        match config.experts_of(index) {
+            Some(experts) => self.push_experts(experts, d, index),
+            None => {
+                let (names, rows) = (config.architecture.gate_up_names(), [config.ffn, config.ffn]);
+                self.push(&stacked("mlp", names, "weight", &rows, Some(d)));
+                self.push(&single("mlp.down_proj.weight", &[d, config.ffn]));
+            }
+        }
         if let Some(norm) = norms.after_ffn {
             self.push(&single(norm, &[d]));
         }
+    }
+
+    /// Appends the router of a layer, gates and ups of all its experts, expert by expert, and the ways back down.
+    fn push_experts(&mut self, experts: &Experts, d: i64, index: usize) {
+        let f = experts.ffn;
+        let part = |expert, matrix, shape: [i64; 2]| {
+            (layer_parameter(index, &expert_parameter(expert, matrix)), shape.to_vec())
+        };
+        self.push(&[(layer_parameter(index, ROUTER), vec![experts.count, d])]);
+        let gates_ups = |expert| [part(expert, "gate_proj", [f, d]), part(expert, "up_proj", [f, d])];
+        self.push(&(0..experts.count).flat_map(gates_ups).collect::<Vec<_>>());
+        self.push(&(0..experts.count).map(|expert| part(expert, "down_proj", [d, f])).collect::<Vec<_>>());
     }
 
     /// Appends the adapters of a layer. The `A` of modules that are multiplied together are one leaf, since they are multiplied
@@ -317,6 +375,23 @@ pub const LM_HEAD: &str = "lm_head.weight";
 /// Name of the head of a value model.
 const VALUE_HEAD: &str = "value_head.weight";
 
+/// Name of the router of a layer with experts, within the layer.
+pub const ROUTER: &str = "mlp.gate.weight";
+/// What stands before the number of an expert in the names of its parameters.
+const OF_EXPERT: &str = ".mlp.experts.";
+
+/// Name of a matrix of an expert, within its layer.
+#[must_use]
+pub fn expert_parameter(expert: i64, matrix: &str) -> String {
+    format!("mlp.experts.{expert}.{matrix}.weight")
+}
+
+/// Room of the largest layer, in a layout that divides into `ranks` parts.
+fn largest_layer(config: &ModelConfig, ranks: usize) -> usize {
+    let divided = ParameterLayout::divided(config, ranks);
+    divided.buckets[1..=config.layers].iter().map(|bucket| bucket.room).max().unwrap_or(0)
+}
+
 /// Name of a parameter of a layer.
 #[must_use]
 pub fn layer_parameter(layer: usize, suffix: &str) -> String {
@@ -338,8 +413,19 @@ mod tests {
         ModelConfig::read(&dir).unwrap()
     }
 
-    const MODELS: [&str; 10] =
-        ["qwen2-tied", "qwen2-untied", "qwen3", "llama3", "mistral", "smollm3", "olmo2", "phi3", "gemma2", "gemma3"];
+    const MODELS: [&str; 11] = [
+        "qwen2-tied",
+        "qwen2-untied",
+        "qwen3",
+        "qwen3_moe",
+        "llama3",
+        "mistral",
+        "smollm3",
+        "olmo2",
+        "phi3",
+        "gemma2",
+        "gemma3",
+    ];
 
     #[test]
     fn every_parameter_lies_in_exactly_one_leaf() {
@@ -401,7 +487,7 @@ mod tests {
     fn counts_of_the_fixtures() {
         let counts = MODELS.map(|name| golden(name).parameter_count());
         // As transformers counts them.
-        let expected = [154_432, 238_816, 181_888, 187_840, 65_904, 32_864, 34_816, 68_672, 52_840, 49_096];
+        let expected = [154_432, 238_816, 181_888, 79_936, 187_840, 65_904, 32_864, 34_816, 68_672, 52_840, 49_096];
         assert_eq!(counts, expected);
     }
 
@@ -414,6 +500,53 @@ mod tests {
         let leaf = &layout.leaves()[layout.leaf_of(&q.name).unwrap()];
         assert_eq!((leaf.offset, &leaf.shape[..]), (q.offset, &[(4 + 2 * 2) * 32, 64][..]));
         assert_eq!(layout.head().name, EMBEDDING);
+    }
+
+    #[test]
+    fn windows_have_room_for_dense_layers_and_for_experts() {
+        let config = golden("qwen3_moe");
+        let divided = ParameterLayout::divided(&config, 3);
+        let windowed = ParameterLayout::windowed(&config, 3, 2);
+        let layers = &divided.buckets()[1..4];
+        assert!(layers[1].room < layers[0].room && layers[0].room == layers[2].room, "the second layer is dense");
+        let offsets: Vec<usize> = windowed.buckets().iter().map(|bucket| bucket.offset).collect();
+        let (first, room) = (divided.buckets()[0].room, layers[0].room);
+        assert_eq!(offsets, [0, first, first + room, first, first + 2 * room]);
+        // The dense layer is the first, and those with experts come into its window.
+        let mut turned = config.clone();
+        turned.experts.as_mut().unwrap().dense_layers = vec![0];
+        let windowed = ParameterLayout::windowed(&turned, 3, 2);
+        let ends: Vec<usize> = windowed.buckets()[1..4].iter().map(|bucket| bucket.range().end).collect();
+        assert!(ends[2] == windowed.buckets()[2].offset && ends[0] < ends[2], "{ends:?}");
+    }
+
+    #[test]
+    fn experts_lie_one_after_the_other() {
+        let (config, layout) = (golden("qwen3_moe"), ParameterLayout::new(&golden("qwen3_moe")));
+        let experts = config.experts.as_ref().unwrap();
+        let of = |expert, matrix| layout.find(&layer_parameter(2, &expert_parameter(expert, matrix))).unwrap();
+        let gates_ups = &layout.leaves()[layout.leaf_of(&of(0, "gate_proj").name).unwrap()];
+        assert_eq!(gates_ups.shape, [8 * 2 * 24, 32]);
+        for expert in 0..experts.count {
+            let (gate, up, down) = (of(expert, "gate_proj"), of(expert, "up_proj"), of(expert, "down_proj"));
+            assert_eq!(gate.offset, gates_ups.offset + expert as usize * 2 * 24 * 32);
+            assert_eq!(
+                (up.offset, &up.shape[..], &down.shape[..]),
+                (gate.offset + 24 * 32, &[24, 32][..], &[32, 24][..])
+            );
+            // And in the same order in files that stack them.
+            let stacked = up.stacked(experts).unwrap();
+            assert_eq!(stacked.name, "model.layers.2.mlp.experts.gate_up_proj");
+            assert_eq!((&stacked.shape[..], stacked.first), (&[8, 48, 32][..], up.offset - gates_ups.offset));
+            let stacked = down.stacked(experts).unwrap();
+            assert_eq!(stacked.name, "model.layers.2.mlp.experts.down_proj");
+            assert_eq!((&stacked.shape[..], stacked.first), (&[8, 32, 24][..], expert as usize * 32 * 24));
+        }
+        let router = layout.find(&layer_parameter(2, ROUTER)).unwrap();
+        assert_eq!((&router.shape[..], router.is_of_expert(), router.stacked(experts)), (&[8, 32][..], false, None));
+        assert!(layout.find(&layer_parameter(1, ROUTER)).is_none(), "the second layer is dense");
+        // Two of eight experts of 3 * 24 * 32 weights in two layers.
+        assert_eq!(config.active_parameter_count(), 79_936 - 2 * 6 * 3 * 24 * 32);
     }
 
     #[test]

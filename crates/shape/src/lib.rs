@@ -17,12 +17,17 @@ mod memory_plan;
 mod sharding;
 mod units;
 
-pub use architecture::{Activation, Architecture, BlockNorms, Defaults, HeadNorms, LayerRotation, Windows};
-pub use config::{LayerKind, ModelConfig, RopeScaling, Rotary};
+pub use architecture::{
+    Activation, Architecture, BlockNorms, Defaults, ExpertDefaults, HeadNorms, LayerRotation, Windows,
+};
+pub use config::{Experts, LayerKind, ModelConfig, RopeScaling, Rotary};
 pub use end_tokens::EndToken;
 pub use error::ShapeError;
 pub use flops::{Flops, PassWork};
-pub use layout::{Bucket, EMBEDDING, FINAL_NORM, LM_HEAD, LeafSpec, ParameterLayout, ParameterSpec, layer_parameter};
+pub use layout::{
+    Bucket, EMBEDDING, FINAL_NORM, LM_HEAD, LeafSpec, ParameterLayout, ParameterSpec, ROUTER, StackedPart,
+    expert_parameter, layer_parameter,
+};
 pub use lora::{LinearModule, Lora};
 pub use memory_plan::{HEAD_ROOM, MemoryPlan, ModelPlan, PassShape, StateCopy, TrainingSetup, WINDOWS, head_chunk};
 pub use sharding::{Division, Sharding};

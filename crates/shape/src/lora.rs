@@ -69,7 +69,7 @@ impl LinearModule {
 }
 
 impl ModelConfig {
-    /// The linear modules of a layer, those that are multiplied together in one group: projections of queries, keys and values,
+    /// The linear modules of a layer without experts, those that are multiplied together in one group: projections of queries, keys and values,
     /// that of the output, gates and ups, and the one back down.
     #[must_use]
     pub fn linear_modules(&self) -> [Vec<LinearModule>; 4] {
@@ -94,12 +94,27 @@ impl ModelConfig {
 
     /// The same model with adapters: its layout is that of the adapters, and [`ModelConfig::base`] that of what they adapt.
     ///
+    /// Of a mixture of experts only the attention can be adapted.
+    ///
     /// # Errors
     /// When a target is no linear module of this architecture, or the rank is larger than a matrix that has an adapter.
     pub fn with_lora(&self, lora: &Lora) -> Result<Self, ShapeError> {
-        let modules: Vec<LinearModule> = self.linear_modules().into_iter().flatten().collect();
+        let [qkv, o, gate_up, down] = self.linear_modules();
+        let (attention, blocks) = (qkv.into_iter().chain(o), gate_up.into_iter().chain(down));
+        let (modules, frozen): (Vec<LinearModule>, Vec<LinearModule>) = match &self.experts {
+            None => (attention.chain(blocks).collect(), Vec::new()),
+            Some(_) => (attention.collect(), blocks.collect()),
+        };
         let refused = |detail: String| Err(ShapeError::Lora { detail });
         for target in &lora.targets {
+            if frozen.iter().any(|module| module.name() == target) {
+                let names: Vec<&str> = modules.iter().map(LinearModule::name).collect();
+                return refused(format!(
+                    "`{target}` of `model.lora.targets` belongs to the experts of this model, which have no adapters here; its \
+                     attention has {}",
+                    names.join(", ")
+                ));
+            }
             if !modules.iter().any(|module| module.name() == target) {
                 let names: Vec<&str> = modules.iter().map(LinearModule::name).collect();
                 return refused(format!(
@@ -218,6 +233,10 @@ mod tests {
         let problem = |name: &str, lora: &Lora| golden(name).with_lora(lora).unwrap_err().to_string();
         let found = problem("phi3", &lora(&["q_proj"]));
         assert!(found.contains("`q_proj`") && found.contains("qkv_proj, o_proj, gate_up_proj, down_proj"), "{found}");
+        let found = problem("qwen3_moe", &lora(&["q_proj", "up_proj"]));
+        assert!(found.contains("`up_proj`") && found.contains("q_proj, k_proj, v_proj, o_proj"), "{found}");
+        let attention = golden("qwen3_moe").with_lora(&lora(&[])).unwrap().lora.unwrap().targets;
+        assert_eq!(attention, ["q_proj", "k_proj", "v_proj", "o_proj"], "all that can be adapted");
         let found = problem("qwen3", &Lora { rank: 500, ..lora(&[]) });
         assert!(found.contains("`model.lora.rank` = 500") && found.contains("self_attn.q_proj"), "{found}");
     }

@@ -1,10 +1,10 @@
 //! How much memory training takes on one rank, by arithmetic: nothing is allocated to find out.
-// Legend: `T` tokens of a pass, `D` width, `F` feed-forward width, `N` query heads, `K` key and value heads, `H` head,
-// `V` vocabulary.
+// Legend: `T` tokens of a pass, `D` width, `F` feed-forward width, `E` experts, `N` query heads, `K` key and value heads,
+// `H` head, `V` vocabulary.
 
 use serde::Serialize;
 
-use crate::{Activation, Architecture, Division, HeadNorms, ModelConfig, ParameterLayout, Sharding};
+use crate::{Activation, Architecture, Division, Experts, HeadNorms, ModelConfig, ParameterLayout, Sharding};
 
 /// Scored positions whose logits exist at once in host memory: few enough to keep a vocabulary of 150,000 below a gigabyte.
 const HOST_HEAD_CHUNK: usize = 512;
@@ -207,14 +207,9 @@ impl TrainingSetup {
 
     /// The plan of the policy whose pass takes no more than `room`.
     fn fitting(&self, pass: &PassShape, room: u64) -> ModelPlan {
-        // What a layer takes does not depend on the others, but for the one that is computed again.
-        let (none, all) = (self.model(pass, 0), self.model(pass, self.config.layers));
-        if all.pass() <= room {
-            return all;
-        }
-        let each = (self.model(pass, 1).pass() - none.pass()).max(1);
-        let kept = room.saturating_sub(none.pass()) / each;
-        self.model(pass, (kept as usize).min(self.config.layers.saturating_sub(1)))
+        let fits = |kept: &usize| self.activations(pass, *kept) + self.workspace(pass, *kept) <= room;
+        let kept = (0..=self.config.layers).rev().find(fits).unwrap_or(0);
+        self.model(pass, kept)
     }
 
     fn model(&self, pass: &PassShape, kept_layers: usize) -> ModelPlan {
@@ -244,25 +239,30 @@ impl TrainingSetup {
             copy: if self.copy == StateCopy::Here { written } else { 0 },
             host_copy: if self.copy == StateCopy::InHostMemory { written } else { 0 },
             activations: self.activations(pass, kept_layers),
-            workspace: self.head_workspace(pass).max(self.layer_workspace(pass)) + self.overhead(pass, kept_layers),
+            workspace: self.workspace(pass, kept_layers),
             kept_layers,
             layers: config.layers,
         }
     }
 
+    fn workspace(&self, pass: &PassShape, kept_layers: usize) -> u64 {
+        self.head_workspace(pass).max(self.layer_workspace(pass)) + self.overhead(pass, kept_layers)
+    }
+
     fn activations(&self, pass: &PassShape, kept_layers: usize) -> u64 {
         let (d, layers) = (self.config.hidden as u64, self.config.layers);
         let stream = pass.tokens * d * self.weight_bytes;
-        let recomputed = (layers - kept_layers) as u64;
-        let kept = self.layer(pass) * kept_layers as u64;
-        let again = if recomputed > 0 { self.layer(pass) } else { 0 };
+        let recomputed = layers - kept_layers;
+        // The last layers are kept, those before them computed again one by one.
+        let kept: u64 = (recomputed..layers).map(|layer| self.layer(layer, pass)).sum();
+        let again = (0..recomputed).map(|layer| self.layer(layer, pass)).max().unwrap_or(0);
         // The residual stream before and after the last norm, and the angles of the rotation.
         let ends = 2 * stream + 4 * pass.tokens * self.config.head_dim as u64;
-        kept + recomputed * stream + again + ends
+        kept + recomputed as u64 * stream + again + ends
     }
 
     /// What a layer keeps.
-    fn layer(&self, pass: &PassShape) -> u64 {
+    fn layer(&self, layer: usize, pass: &PassShape) -> u64 {
         let ModelConfig { hidden, ffn, architecture, .. } = self.config;
         let Architecture { norms, head_norms, .. } = architecture;
         let Heads { queries, keys, .. } = self.heads();
@@ -270,8 +270,16 @@ impl TrainingSetup {
         let copies = *head_norms != HeadNorms::Absent || self.config.rotates_partly();
         let turned = if copies { queries + keys } else { 0 };
         let normed_outputs = [norms.after_attention, norms.after_ffn].iter().flatten().count() as u64;
-        let elements = (2 + normed_outputs) * hidden as u64 + queries + 2 * keys + turned + 2 * ffn as u64;
-        pass.tokens * elements * self.weight_bytes + self.attention(pass)
+        let (gates_ups, routes) = match self.config.experts_of(layer) {
+            None => (2 * ffn as u64, 0),
+            Some(experts) => {
+                let (count, chosen) = (experts.count as u64, experts.per_token as u64);
+                // Probabilities in float32, and of each chosen expert its weight and four indices.
+                (chosen * 2 * experts.ffn as u64, 4 * count + chosen * (4 + 4 * 8))
+            }
+        };
+        let elements = (2 + normed_outputs) * hidden as u64 + queries + 2 * keys + turned + gates_ups;
+        pass.tokens * (elements * self.weight_bytes + routes) + self.attention(pass)
     }
 
     /// What attention keeps besides its input.
@@ -319,18 +327,43 @@ impl TrainingSetup {
         chunk * v * logits + by_head + pass.scored * d * (2 * b + 4) + pass.tokens * d * (4 + b)
     }
 
-    /// What the backward of one layer works with.
+    /// What the backward of one layer works with, of the layer that takes most.
     fn layer_workspace(&self, pass: &PassShape) -> u64 {
+        let of_blocks = (0..self.config.layers).map(|layer| match self.config.experts_of(layer) {
+            None => self.dense_workspace(pass),
+            Some(experts) => self.experts_workspace(experts, pass),
+        });
+        of_blocks.max().unwrap_or(0) + self.attention(pass)
+    }
+
+    /// That of a dense feed-forward block.
+    fn dense_workspace(&self, pass: &PassShape) -> u64 {
         let (d, f, b) = (self.config.hidden as u64, self.config.ffn as u64, self.weight_bytes);
-        // There are fused kernels for SiLU alone.
-        let fused = self.has_kernels && self.config.architecture.activation == Activation::Silu;
-        let wide = if fused { 0 } else { 4 * f * 4 };
         // The gradient of a matrix before it is added; of adapters, what they add to gates and ups, and inputs of low rank.
         let by_weight = match &self.config.lora {
             None => 2 * f * d * b,
             Some(lora) => pass.tokens * (f + 4 * lora.rank as u64) * b,
         };
-        pass.tokens * ((2 * f + 4 * d) * b + wide) + by_weight + self.attention(pass)
+        pass.tokens * ((2 * f + 4 * d) * b + self.gate_workspace(f)) + by_weight
+    }
+
+    /// That of a mixture of experts, in which a token has a row for each expert that it is sent to.
+    fn experts_workspace(&self, experts: &Experts, pass: &PassShape) -> u64 {
+        let (d, f, b) = (self.config.hidden as u64, experts.ffn as u64, self.weight_bytes);
+        let (count, rows) = (experts.count as u64, pass.tokens * experts.per_token as u64);
+        // Gradients by the output, by what experts pass on and its product with it, which is summed in float32.
+        let wide = if b == 4 { 4 * f } else { 3 * 4 * f };
+        let of_rows = rows * ((d + 3 * f) * b + wide.max(self.gate_workspace(f)));
+        // The sum over the rows of a token, and gradients by the scores of all experts.
+        let of_tokens = pass.tokens * (4 * d * b + 2 * 4 * d + 3 * 4 * count);
+        of_rows + of_tokens + 2 * f * d * b
+    }
+
+    /// Float32 copies of a gate of width `f`, for each row.
+    fn gate_workspace(&self, f: u64) -> u64 {
+        // There are fused kernels for SiLU alone.
+        let fused = self.has_kernels && self.config.architecture.activation == Activation::Silu;
+        if fused { 0 } else { 4 * f * 4 }
     }
 
     fn heads(&self) -> Heads {
@@ -361,6 +394,7 @@ mod tests {
             kv_heads: 4,
             head_dim: 128,
             ffn: 18_944,
+            experts: None,
             rms_eps: 1e-6,
             rotary: vec![Rotary::plain(1e6)],
             layer_kinds: vec![LayerKind::PLAIN],
@@ -487,6 +521,28 @@ mod tests {
         assert!(setup.plan(&pass, kept + 1).total() > usable);
         assert_eq!(setup.fit(&pass, 1 << 30).policy.kept_layers, 0, "too little memory for anything");
         assert_eq!(setup.fit(&pass, u64::MAX).policy.kept_layers, 28);
+    }
+
+    #[test]
+    fn experts_are_planned_by_what_tokens_are_sent_to() {
+        let dense = ModelConfig { architecture: Architecture::named("qwen3_moe").unwrap(), ..qwen_7b() };
+        let experts = Experts { count: 64, per_token: 8, ffn: 18_944 / 8, renormalises: true, dense_layers: vec![0] };
+        let mixture = ModelConfig { experts: Some(experts), ..dense.clone() };
+        let pass = PassShape::largest(16_384, 1024, 8192, 8);
+        let plan = |config: &ModelConfig, kept: usize| {
+            let setup = TrainingSetup { config: config.clone(), has_kernels: true, ..setup(Sharding::ShardAll, 8) };
+            setup.plan(&pass, kept).policy
+        };
+        let (sparse, whole) = (plan(&mixture, 28), plan(&dense, 28));
+        // Eight experts that are together as wide as the dense block keep what it keeps, and their routes.
+        let routes = 27 * 16_384 * (4 * 64 + 8 * 36);
+        assert_eq!(sparse.activations, whole.activations + routes);
+        assert!(sparse.workspace > whole.workspace, "a token has a row for each of its experts");
+        assert!(sparse.weights > 3 * whole.weights, "all experts have weights");
+        // The first layer is the dense one, which keeps less, and is the last to be kept.
+        let [none, most] = [0, 27].map(|kept| plan(&mixture, kept).activations);
+        assert_eq!(most, sparse.activations + 16_384 * 3584 * 2, "its input in addition");
+        assert!(none < most);
     }
 
     #[test]

@@ -52,7 +52,13 @@ fn assert_same(found: &Tensor, expected: &Tensor, what: &str) {
 
 #[test]
 fn ranks_passes_threads_and_divisions_give_one_weight() {
-    for (model, kind) in [("qwen2-tied", Kind::Float), ("qwen3", Kind::BFloat16), ("llama3", Kind::Float)] {
+    for (model, kind) in [
+        ("qwen2-tied", Kind::Float),
+        ("qwen3", Kind::BFloat16),
+        ("qwen3_moe", Kind::Float),
+        ("llama3", Kind::Float),
+        ("gemma3", Kind::Float),
+    ] {
         let expected = train(model, kind, (1, 1), &settings());
         for sharding in [Sharding::Replicated, Sharding::ShardOptimizer, Sharding::ShardAll] {
             for (ranks, threads) in [(1, 2), (2, 1), (3, 3), (4, 2)] {
@@ -92,7 +98,7 @@ fn every_way_of_training_does() {
 
 #[test]
 fn the_update_is_that_of_floats_up_to_rounding() {
-    for model in ["qwen2-tied", "qwen2-untied", "qwen3", "llama3", "olmo2", "phi3", "gemma2", "gemma3"] {
+    for model in ["qwen2-tied", "qwen2-untied", "qwen3", "qwen3_moe", "llama3", "olmo2", "phi3", "gemma2", "gemma3"] {
         let floats = on_ranks(1, |rank, collective| {
             let mut trainer = trainer(&golden(model), descent(), Kind::Float);
             for step in 1..=STEPS {

@@ -58,6 +58,7 @@ fn the_weights_are_those_of_host_memory() {
         ("qwen3", Sharding::Replicated, None, pacs),
         ("llama3", Sharding::ShardAll, Some(0), grpo),
         ("qwen2-tied", Sharding::ShardOptimizer, None, ppo),
+        ("qwen3_moe", Sharding::ShardAll, None, Objective::Pacs(PACS)),
     ] {
         let Some(kernels) = kernels(model, Kind::Float) else { return };
         let division = Division::alone(sharding);

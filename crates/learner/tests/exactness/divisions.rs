@@ -37,7 +37,7 @@ fn divided(sharding: Sharding, settings: &TrainerSettings) -> TrainerSettings {
 
 #[test]
 fn every_division_gives_the_same_weights_packed_or_not_kept_or_recomputed() {
-    for model in ["qwen2-tied", "qwen2-untied", "qwen3", "llama3", "phi3", "gemma3"] {
+    for model in ["qwen2-tied", "qwen2-untied", "qwen3", "qwen3_moe", "llama3", "phi3", "gemma3"] {
         let plain = descent();
         let reference = train(model, 1, &plain);
         for sharding in SHARDINGS {

@@ -51,7 +51,7 @@ fn train(model: &str, kind: Kind, steps: u64, ranks: usize, settings: &TrainerSe
 
 #[test]
 fn every_division_gives_the_same_adapters_packed_or_not_kept_or_recomputed() {
-    for model in ["qwen2-tied", "qwen3", "phi3", "gemma3"] {
+    for model in ["qwen2-tied", "qwen3", "qwen3_moe", "phi3", "gemma3"] {
         let plain = adapted(descent());
         let reference = train(model, Kind::Float, 2, 1, &plain);
         let start = weights(&mut trainer(&golden(model), plain.clone(), Kind::Float), &mut HostCollective::alone());

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::experts::RawExperts;
 use super::rope::RawRope;
 use super::{LayerKind, ModelConfig};
 use crate::{Activation, Architecture, LayerRotation, ShapeError, Windows};
@@ -53,6 +54,14 @@ pub(super) struct RawConfig {
     final_logit_softcapping: Option<Option<f64>>,
     use_bidirectional_attention: Option<Value>,
     quantization_config: Option<Value>,
+    num_experts: Option<i64>,
+    num_local_experts: Option<i64>,
+    num_experts_per_tok: Option<i64>,
+    moe_intermediate_size: Option<i64>,
+    norm_topk_prob: Option<bool>,
+    decoder_sparse_step: Option<usize>,
+    mlp_only_layers: Option<Vec<usize>>,
+    router_aux_loss_coef: Option<f64>,
 }
 
 /// Tells a key that is null from one that is not there.
@@ -75,6 +84,7 @@ impl RawConfig {
         let head_dim = self.head_dim.or(defaults.head_dim).unwrap_or(self.hidden_size / heads.max(1));
         let rope = self.rope(architecture, head_dim, path)?;
         let layer_kinds = self.layer_kinds(architecture, rope.max_positions, path)?;
+        let experts = architecture.experts.map(|defaults| self.experts().resolve(defaults, path)).transpose()?;
         let cap =
             |key: Option<Option<f64>>, default| if architecture.scales_queries { key.unwrap_or(default) } else { None };
         let config = ModelConfig {
@@ -86,6 +96,7 @@ impl RawConfig {
             kv_heads: self.num_key_value_heads.or(defaults.kv_heads).unwrap_or(heads),
             head_dim,
             ffn: self.intermediate_size,
+            experts,
             rms_eps: self.rms_norm_eps.unwrap_or(defaults.rms_eps),
             rotary: rope.rotary,
             layer_kinds,
@@ -134,6 +145,20 @@ impl RawConfig {
             return refuse("quantised weights".to_owned(), "train from the float checkpoint");
         }
         Ok(())
+    }
+
+    /// The keys of a mixture of experts.
+    fn experts(&self) -> RawExperts<'_> {
+        RawExperts {
+            layers: self.num_hidden_layers,
+            counts: [("num_experts", self.num_experts), ("num_local_experts", self.num_local_experts)],
+            per_token: self.num_experts_per_tok,
+            ffn: self.moe_intermediate_size,
+            renormalises: self.norm_topk_prob,
+            sparse_step: self.decoder_sparse_step,
+            dense_layers: self.mlp_only_layers.as_deref().unwrap_or_default(),
+            balance_weight: self.router_aux_loss_coef,
+        }
     }
 
     /// How layers differ: one kind where they do not, one for each layer where they do.
@@ -263,9 +288,10 @@ impl RawConfig {
     }
 }
 
+/// Far above every published model, far below what overflows.
+pub(super) const LARGEST: i64 = 1 << 24;
+
 fn check_sizes(config: &ModelConfig, path: &Path) -> Result<(), ShapeError> {
-    // Far above every published model, far below what overflows.
-    const LARGEST: i64 = 1 << 24;
     let sizes = [
         ("vocab_size", config.vocab_size),
         ("hidden_size", config.hidden),

@@ -264,11 +264,66 @@ fn caps_are_off_where_config_json_says_null() {
 }
 
 #[test]
+fn experts_are_those_of_either_key() {
+    let config = golden("qwen3_moe", |_| ()).unwrap();
+    let experts = Experts { count: 8, per_token: 2, ffn: 24, renormalises: true, dense_layers: vec![1] };
+    assert_eq!(config.experts, Some(experts.clone()));
+    assert_eq!([0, 1, 2].map(|layer| config.experts_of(layer).is_some()), [true, false, true]);
+    // As transformers 5 writes it.
+    let newer = golden("qwen3_moe", |value| {
+        remove(value, &["num_experts", "rope_theta"]);
+        value["num_local_experts"] = json!(8);
+        value["rope_parameters"] = json!({"rope_theta": 1e6, "rope_type": "default"});
+    });
+    assert_eq!(newer.unwrap(), config);
+    assert_eq!(golden("qwen3_moe", |value| value["num_local_experts"] = json!(8)).unwrap(), config);
+    let silent = golden("qwen3_moe", |value| {
+        let keys =
+            ["num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "decoder_sparse_step"];
+        remove(value, &keys);
+        remove(value, &["mlp_only_layers", "router_aux_loss_coef", "head_dim", "num_key_value_heads"]);
+    });
+    let silent = silent.unwrap();
+    let expected = Experts { count: 128, per_token: 8, ffn: 768, renormalises: false, dense_layers: vec![] };
+    assert_eq!((silent.experts, silent.head_dim, silent.kv_heads), (Some(expected), 8, 4));
+    let stepped = golden("qwen3_moe", |value| {
+        value["decoder_sparse_step"] = json!(2);
+        value["mlp_only_layers"] = json!([]);
+    });
+    assert_eq!(stepped.unwrap().experts.unwrap().dense_layers, [0, 2], "every second layer has experts");
+    assert_eq!(golden("qwen3", |_| ()).unwrap().experts, None);
+}
+
+#[test]
+fn experts_that_contradict_themselves_are_refused_by_name() {
+    let cases: [(&str, Value, &str); 12] = [
+        ("num_experts", json!(0), "`num_experts` is 0"),
+        ("num_local_experts", json!(4), "`num_experts` is 8 and `num_local_experts` is 4"),
+        ("num_experts_per_tok", json!(9), "`num_experts_per_tok` is 9, more than the 8 of `num_experts`"),
+        ("num_experts_per_tok", json!(0), "`num_experts_per_tok` is 0"),
+        ("moe_intermediate_size", json!(-24), "`moe_intermediate_size` is -24"),
+        ("decoder_sparse_step", json!(0), "`decoder_sparse_step` is 0"),
+        ("decoder_sparse_step", json!(4), "leave no layer with experts"),
+        ("mlp_only_layers", json!([3]), "`mlp_only_layers` names layer 3, and there are 3 layers"),
+        ("mlp_only_layers", json!([0, 1, 2]), "leave no layer with experts"),
+        ("router_aux_loss_coef", json!(-0.1), "`router_aux_loss_coef` is -0.1"),
+        ("use_sliding_window", json!(true), "sliding-window"),
+        ("attention_bias", json!(true), "attention_bias"),
+    ];
+    for (field, value, expected) in cases {
+        let error = golden("qwen3_moe", |config| config[field] = value).unwrap_err().to_string();
+        assert!(error.contains(expected) && error.contains("config.json"), "{field}: {error}");
+    }
+}
+
+#[test]
 fn what_no_kernel_of_a_gpu_computes_is_named() {
     let beyond = |name: &str| golden(name, |_| ()).unwrap().beyond_gpu_kernels();
-    for name in ["llama3", "qwen2-tied", "qwen3", "smollm3"] {
+    for name in ["llama3", "qwen2-tied", "qwen3", "qwen3_moe", "smollm3"] {
         assert_eq!(beyond(name), None, "{name}");
     }
+    let mixture = golden("qwen3_moe", |_| ()).unwrap();
+    assert!(mixture.beside_gpu_kernels().is_some() && mixture.beyond_graphs().is_some());
     let full = golden("mistral", |value| value["sliding_window"] = Value::Null).unwrap();
     assert_eq!((full.beyond_gpu_kernels(), beyond("mistral")), (None, Some("attention within a window")));
     assert_eq!(beyond("olmo2"), Some("norms over all heads"));
@@ -322,6 +377,18 @@ fn published_configurations_have_the_published_sizes() {
         "rope_scaling": null, "rope_theta": 1_000_000, "sliding_window": 512, "sliding_window_pattern": 6,
         "vocab_size": 262_144
     });
+    let qwen3_30b_a3b = json!({
+        "model_type": "qwen3_moe", "attention_bias": false, "decoder_sparse_step": 1, "head_dim": 128, "hidden_act": "silu",
+        "hidden_size": 2048, "intermediate_size": 6144, "max_position_embeddings": 40960, "max_window_layers": 48,
+        "mlp_only_layers": [], "moe_intermediate_size": 768, "norm_topk_prob": true, "num_attention_heads": 32,
+        "num_experts": 128, "num_experts_per_tok": 8, "num_hidden_layers": 48, "num_key_value_heads": 4,
+        "output_router_logits": false, "rms_norm_eps": 1e-6, "rope_scaling": null, "rope_theta": 1_000_000,
+        "router_aux_loss_coef": 0.001, "sliding_window": null, "tie_word_embeddings": false,
+        "use_sliding_window": false, "vocab_size": 151_936
+    });
+    let config = ModelConfig::from_json(&qwen3_30b_a3b.to_string(), Path::new("config.json")).unwrap();
+    // Of which 3.35 billion compute a token.
+    assert_eq!(config.active_parameter_count(), 3_353_032_704);
     // Parameters, layers with a window, layers without rotary embedding.
     for (config, parameters, sliding, still) in [
         (mistral, 7_248_023_552, 0, 0),
@@ -330,6 +397,7 @@ fn published_configurations_have_the_published_sizes() {
         (phi4_mini, 3_836_021_760, 0, 0),
         (gemma2, 2_614_341_888, 13, 0),
         (gemma3, 999_885_952, 22, 0),
+        (qwen3_30b_a3b, 30_532_122_624, 0, 0),
     ] {
         let config = ModelConfig::from_json(&config.to_string(), Path::new("config.json")).unwrap();
         let name = config.architecture.model_type;

@@ -56,6 +56,7 @@ impl Shape {
             kv_heads: 2,
             head_dim: 64,
             ffn: 4864,
+            experts: None,
             rms_eps: 1e-6,
             rotary: vec![Rotary::plain(1e6)],
             layer_kinds: vec![LayerKind::PLAIN],
