@@ -166,14 +166,17 @@ fn header(path: &Path) -> Result<(u64, Metadata), UntieError> {
     let file = File::open(path).map_err(failed("open", path))?;
     let mut size = [0; 8];
     file.read_exact_at(&mut size, 0).map_err(failed("read", path))?;
-    let length = u64::from_le_bytes(size);
-    let most = file.metadata().map_err(failed("read", path))?.len().min(MOST_HEADER_BYTES);
-    if length > most {
+    let (length, of_file) = (u64::from_le_bytes(size), file.metadata().map_err(failed("read", path))?.len());
+    if length > of_file.min(MOST_HEADER_BYTES) {
         return Err(wrong(path, format!("it claims a header of {length} bytes: no safetensors file")));
     }
-    let mut bytes = vec![0; 8 + length as usize];
-    file.read_exact_at(&mut bytes, 0).map_err(failed("read", path))?;
-    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| wrong(path, error))?;
+    let mut bytes = vec![0; length as usize];
+    file.read_exact_at(&mut bytes, 8).map_err(failed("read", path))?;
+    let metadata: Metadata = serde_json::from_slice(&bytes).map_err(|error| wrong(path, error))?;
+    let end = 8 + length + metadata.data_len() as u64;
+    if end != of_file {
+        return Err(wrong(path, format!("it has {of_file} bytes, and its header says {end}; fetch it again")));
+    }
     Ok((8 + length, metadata))
 }
 
