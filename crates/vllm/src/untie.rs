@@ -12,7 +12,6 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use pacs_shape::{LM_HEAD, ModelConfig, ParameterLayout, ShapeError};
-use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata, View};
 use serde_json::{Map, Value, json};
 
@@ -206,6 +205,8 @@ impl View for Tensor {
 
 #[cfg(test)]
 mod tests {
+    use safetensors::SafeTensors;
+
     use super::*;
 
     fn golden(model: &str) -> PathBuf {
