@@ -335,7 +335,7 @@ async fn answer(method: &str, path: &str, body: &Value, state: &Mutex<StubState>
         ("POST", "/inference/v1/generate") => generate(body, state).await,
         _ if !dev_mode => Ok(Answer::Json(404, json!({"detail": "Not Found"}))),
         ("GET", "/server_info") => {
-            let (mode, device) = (lock(state).logprobs_mode, lock(state).device);
+            let StubState { logprobs_mode: mode, device, .. } = *lock(state);
             let config = json!({"model_config": {"logprobs_mode": mode}, "device_config": {"device": device}});
             good(json!({"vllm_config": config, "vllm_env": {}}))
         }

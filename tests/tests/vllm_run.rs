@@ -15,8 +15,8 @@ use serde_json::Value;
 /// Deadline for a real server to start: it compiles on its first start.
 const SERVER_DEADLINE: Duration = Duration::from_secs(900);
 
-/// The tiny job with its samples from servers.
-fn job(endpoints: &[String], steps: i64) -> Result<Job> {
+/// The tiny job with its samples from servers, which have an output head of their own or not.
+fn job(endpoints: &[String], steps: i64, untied_head: bool) -> Result<Job> {
     let endpoints: Vec<toml::Value> = endpoints.iter().map(|endpoint| endpoint.as_str().into()).collect();
     let job = Job::tiny()?.with("rollout.engine", "vllm").with("rollout.temperature", 1.0);
     let weights = job.path("weights").display().to_string();
@@ -24,6 +24,7 @@ fn job(endpoints: &[String], steps: i64) -> Result<Job> {
         ("endpoints".to_owned(), endpoints.into()),
         ("weights_dir".to_owned(), toml::Value::from(weights)),
         ("request_seconds".to_owned(), 60.into()),
+        ("untied_head".to_owned(), untied_head.into()),
     ]);
     let job = job.with("rollout.vllm", vllm).with("batch.steps", steps);
     Ok(job.with("evaluation.before", false).with("evaluation.after", false))
@@ -47,7 +48,7 @@ fn a_run_on_servers_survives_the_loss_of_its_worker_and_of_a_server() -> Result<
         // So slow that faults meet requests.
         stubs.push(runtime.block_on(VllmStub::start(StubState { token_ms: 2, ..StubState::default() }))?);
     }
-    let job = job(&stubs.iter().map(VllmStub::url).collect::<Vec<_>>(), STEPS)?;
+    let job = job(&stubs.iter().map(VllmStub::url).collect::<Vec<_>>(), STEPS, false)?;
     let mut run = job.start()?;
     let ready = |status: &Value| servers(status).iter().filter(|server| server["state"] == "ready").count() == 2;
     let status = run.wait_until("two ready servers", ready)?;
@@ -81,7 +82,7 @@ fn each_engine_refuses_the_worker_of_the_other() -> Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     let stub = runtime.block_on(VllmStub::start(StubState::default()))?;
     for (vllm, binary) in [(true, "pacs-worker"), (false, "pacs")] {
-        let job = if vllm { job(&[stub.url()], 1)? } else { Job::tiny()? };
+        let job = if vllm { job(&[stub.url()], 1, false)? } else { Job::tiny()? };
         let job = job.with("resources.rollouts", 0);
         let mut run = job.start()?;
         run.wait_until("a coordinator", |status| status["step"] == 0)?;
@@ -193,8 +194,7 @@ fn a_run_on_a_real_server_agrees_with_the_learner() -> Result<()> {
         ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     }
     let mut server = Server::start(&vllm, &model, &["--max-model-len", "200"])?;
-    let job = job(&[server.url()], STEPS)?.with("model.path", model).with("model.precision", "float32");
-    let job = job.with("rollout.vllm.untied_head", true);
+    let job = job(&[server.url()], STEPS, true)?.with("model.path", model).with("model.precision", "float32");
     let job = job.with("data.max_prompt_tokens", 128).with("resources.threads", 1);
     let mut run = job.start()?;
     // The head that this server computes with would never change.
