@@ -28,7 +28,7 @@ pub(crate) enum Ending {
 }
 
 impl Ending {
-    /// Why a run ended that nobody outside of it ended.
+    /// The reason of a run that ended without a signal of its launcher.
     pub(crate) fn of(end: &RunEnd) -> Self {
         match end {
             RunEnd::Finished { .. } => Self::Finished,

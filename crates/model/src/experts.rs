@@ -7,9 +7,9 @@
 //! probable one to the least. Rejected was adding each expert's rows to the tokens as they become ready (`index_add`), which
 //! rounds to 16 bits once for each expert, and on a GPU adds in any order.
 //!
-//! The scores of the router are float32 whatever the model computes in, unlike those of transformers. In bfloat16 scores between 2
-//! and 4 are 0.016 apart, so experts tie, and which one is chosen hangs on the last bit of hidden states in which learner and
-//! rollout differ.
+//! Router logits are computed in float32 even when the model computes in bfloat16; transformers rounds them to bfloat16. Between 2 and 4
+//! bfloat16 values are 0.016 apart, so logits tie, and the choice would depend on the last bit of hidden states, in which learner
+//! and rollout differ.
 // Legend: `T` tokens, `D` width, `E` experts, `K` experts of a token, `R = K T` rows, `F` width of an expert.
 
 use std::ops::Range;
@@ -468,7 +468,7 @@ mod tests {
 
     #[test]
     fn rows_of_an_expert_are_in_the_order_of_the_tokens() {
-        // Four tokens of two units, two experts each; nobody chooses expert 2.
+        // Four tokens in two units, two experts per token; expert 2 gets no token.
         let found = sorted(&[3, 0, 0, 1, 3, 1, 0, 3], 2, 4, &[0..1, 1..4]);
         assert_eq!(found.pairs, [1, 2, 6, 3, 5, 0, 4, 7]);
         assert_eq!(found.places, [5, 0, 1, 3, 6, 4, 2, 7]);
@@ -476,7 +476,7 @@ mod tests {
         assert_eq!(found.groups, [group(0, 0..3, &[1, 2]), group(1, 3..5, &[2]), group(3, 5..8, &[1, 2])]);
     }
 
-    /// Whatever company a unit has, and whatever the number of threads.
+    /// A unit gives the same bits whichever other units share its pass, and with any number of threads.
     #[test]
     fn a_unit_is_bit_identical_alone_and_in_company() {
         pacs_torch::tch::manual_seed(23);
