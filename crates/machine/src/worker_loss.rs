@@ -22,6 +22,8 @@ const MOST_SET_ASIDE: usize = 100;
 const FEW_DEATHS: usize = 2;
 /// The same bound as a share of the role's members: one in this many.
 const FEW_OF_MANY: usize = 8;
+/// The same bound however large the fleet is: prompts that cause more deaths than this would end the run anyway.
+const FEW_OF_ALL: usize = MOST_SET_ASIDE;
 
 /// Times of recent deaths by role, to tell a mass loss from a poison pill.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -141,7 +143,7 @@ impl Machine {
             pool.hold_against(revoked, Death { at: now, why, alone, most });
         }
         // With no worker of the role left, a death counts only if every recent one held the same item.
-        let few = if left == 0 { 0 } else { FEW_DEATHS.max((left + recent) / FEW_OF_MANY) };
+        let few = if left == 0 { 0 } else { FEW_DEATHS.max((left + recent) / FEW_OF_MANY).min(FEW_OF_ALL) };
         if recent <= few {
             return;
         }
@@ -454,14 +456,15 @@ mod tests {
     }
 
     /// A fleet takes all the work and falls silent within two seconds; all other workers live.
-    fn preempt(run: &mut Run, role: Role, round: u32) {
-        let fleet: Vec<WorkerId> = (0..FLEET).map(|slot| run.register(role, &format!("fleet-{slot}")).0).collect();
+    fn preempt(run: &mut Run, role: Role, round: u32, others: &[WorkerId]) {
+        let groups = run.machine.options.prompts_per_step;
+        let fleet: Vec<WorkerId> = (0..groups).map(|slot| run.register(role, &format!("fleet-{slot}")).0).collect();
         let held: usize = fleet.iter().map(|worker| lease(run, *worker, role)).sum();
-        assert_eq!(held, FLEET as usize, "round {round}");
+        assert_eq!(held, fleet.len(), "round {round}");
         for second in 0..13 {
             run.everybody_beats();
-            let living = fleet.iter().skip(if second == 0 { FLEET as usize / 2 } else { fleet.len() });
-            for worker in living {
+            let living = fleet.iter().skip(if second == 0 { fleet.len() / 2 } else { fleet.len() });
+            for worker in others.iter().chain(living) {
                 assert_eq!(run.told(*worker), crate::Directive::Continue);
             }
             run.pass(Duration::from_secs(1));
@@ -473,7 +476,7 @@ mod tests {
     fn a_fleet_that_is_preempted_repeatedly_accuses_no_prompt() {
         let mut run = Run::sampling(large());
         for round in 0..4 {
-            preempt(&mut run, Role::Rollout, round);
+            preempt(&mut run, Role::Rollout, round, &[]);
         }
         // No group is leased in isolation: one worker is granted all of them.
         assert_eq!(run.groups(run.rollout, 10_000).len(), FLEET as usize);
@@ -484,11 +487,25 @@ mod tests {
     }
 
     #[test]
+    fn nor_does_a_small_share_of_a_large_fleet() {
+        let groups = 200;
+        let mut run = Run::sampling(Options { prompts_per_step: groups, slots: groups, ..large() });
+        let others: Vec<WorkerId> =
+            (0..10 * groups).map(|slot| run.register(Role::Rollout, &format!("other-{slot}")).0).collect();
+        for round in 0..4 {
+            preempt(&mut run, Role::Rollout, round, &others);
+        }
+        assert_eq!(run.groups(run.rollout, 10_000).len(), groups as usize, "nothing is leased alone");
+        let status = run.machine.status(run.now);
+        assert_eq!((status.set_aside.len(), status.counters[&Counter::MassLosses]), (0, 4));
+    }
+
+    #[test]
     fn nor_do_verifiers_lost_together_accuse_an_answer() {
         let mut run = Run::sampling(large());
         run.generate_all();
         for round in 0..4 {
-            preempt(&mut run, Role::Verifier, round);
+            preempt(&mut run, Role::Verifier, round, &[]);
         }
         let effects = run.verify_all(|_| pacs_types::Outcome::Correct);
         assert_eq!(trained(&effects).map(|(step, groups)| (step, groups.len())), Some((1, FLEET as usize)));

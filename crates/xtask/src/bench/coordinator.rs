@@ -68,7 +68,7 @@ pub(crate) fn step(arguments: &Step) -> Result<()> {
 
 /// Runs the coordinator as the real program, in a process of its own.
 pub(crate) fn fleet(arguments: &Fleet) -> Result<()> {
-    check("build the program", &mut cargo(&["build", "--quiet", "--release", "-p", "pacs"]))?;
+    check("build the program", &mut cargo(&["build", "--quiet", "--release", "--workspace", "--bin", "pacs"]))?;
     run("fleet", &arguments.options)
 }
 
@@ -78,16 +78,14 @@ pub(crate) fn scale(arguments: &Scale) -> Result<()> {
 
 /// Sends weights between hosts whose processes are killed.
 pub(crate) fn transfer(arguments: &Transfer) -> Result<()> {
-    check("build the program", &mut cargo(&["build", "--quiet", "--release", "-p", "pacs"]))?;
-    run_of("pacs-tests", "transfer", &arguments.options)
+    check("build the program", &mut cargo(&["build", "--quiet", "--release", "--workspace", "--bin", "pacs"]))?;
+    run("transfer", &arguments.options)
 }
 
+/// Builds and starts a benchmark. Features unify over what is built, so that the packages of the workspace are built together, as
+/// elsewhere.
 fn run(bench: &str, options: &[String]) -> Result<()> {
-    run_of("pacs-coordinator", bench, options)
-}
-
-fn run_of(package: &str, bench: &str, options: &[String]) -> Result<()> {
-    let mut command = vec!["bench", "--quiet", "-p", package, "--bench", bench, "--"];
+    let mut command = vec!["bench", "--quiet", "--workspace", "--bench", bench, "--"];
     command.extend(options.iter().map(String::as_str));
     check(&format!("measure with the benchmark {bench}"), &mut cargo(&command))
 }
