@@ -22,7 +22,7 @@ use anyhow::{Context, Result, bail, ensure};
 pub use cluster::Cluster;
 pub use hosts::{Host, hosts, lonely_host};
 pub use processes::RunProcess;
-pub use samples::Archived;
+pub use samples::{Archived, TrainedSample};
 pub use vllm_stub::{StubFault, StubState, VllmStub, stub_logprob, stub_tokens};
 
 use disk::Disk;

@@ -213,7 +213,7 @@ async fn learner(services: impl Local, run: Arc<Run>) -> Result<()> {
             Some(Task::Train(task)) => {
                 run.steps.store(task.step, Ordering::SeqCst);
                 let weights = weights(task.step);
-                Done::Trained(v1::TrainResult { weights, metrics: Default::default(), skipped_updates: 0 })
+                Done::Trained(v1::TrainResult { weights, ..Default::default() })
             }
             Some(Task::Save(_)) => return Ok(()),
             Some(Task::Regroup(regroup)) => return Err(anyhow!("the generation is over: {}", regroup.reason)),

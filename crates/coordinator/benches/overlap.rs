@@ -135,7 +135,7 @@ async fn learner(channel: RunChannel, work: Duration) -> Result<Vec<Instant>> {
             Some(Task::Train(task)) => {
                 tokio::time::sleep(work).await;
                 let weights = weights(task.step);
-                Done::Trained(v1::TrainResult { weights, metrics: Default::default(), skipped_updates: 0 })
+                Done::Trained(v1::TrainResult { weights, ..Default::default() })
             }
             // Only the last step is saved.
             Some(Task::Save(_)) => return Ok(done),

@@ -249,6 +249,8 @@ pub fn sample(sample: &v1::ObservedSample) -> Value {
         "version": sample.version,
         "logprob_sum": sample.logprob_sum.map(number),
         "entropy_sum": number(sample.entropy_sum),
+        "score": sample.score.map(|score| number(score.into())),
+        "coefficient": sample.coefficient.map(|coefficient| number(coefficient.into())),
     })
 }
 

@@ -155,6 +155,15 @@ impl Any {
         Some(weights)
     }
 
+    fn signal(&mut self) -> v1::TrainingSignal {
+        v1::TrainingSignal {
+            group_id: if self.below(4) == 0 { self.number() } else { self.below(4) },
+            sample_index: if self.below(4) == 0 { self.number() as u32 } else { self.below(2) as u32 },
+            score: (self.below(2) == 0).then(|| if self.below(8) == 0 { self.float() as f32 } else { 0.5 }),
+            coefficient: if self.below(8) == 0 { self.float() as f32 } else { -0.25 },
+        }
+    }
+
     fn result(&mut self) -> Option<TaskResult> {
         Some(match self.below(6) {
             0 => return None,
@@ -163,6 +172,7 @@ impl Any {
                 weights: self.weights(),
                 metrics: (0..self.below(3)).map(|_| (self.text(), self.float())).collect(),
                 skipped_updates: self.number() as u32,
+                signals: (0..self.below(4)).map(|_| self.signal()).collect(),
             }),
             3 => {
                 let file =

@@ -125,6 +125,7 @@ async fn a_run_can_be_inspected_while_it_is_live_and_afterwards() {
     let recorded = Recorded::new(&job.run_dir());
     assert_eq!(recorded.samples(of_step).unwrap(), live, "the folder says what the coordinator said");
     check_recorded(&recorded);
+    job.check_signals(5 * 8);
 }
 
 /// All that a server answers to a request; it closes the connection itself.
@@ -314,6 +315,7 @@ async fn a_lost_learner_undoes_what_was_not_saved() {
         let groups: BTreeSet<u64> = index.iter().map(|entry| entry.group_id).collect();
         assert!(groups.into_iter().eq(4 * (step - 1)..4 * step), "step {step} has the prompts of its place");
     }
+    job.check_signals(9 * 8);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -475,6 +477,7 @@ async fn survives_kills(changes: &str, steps: u64) {
     let groups: Vec<u64> = seen.trained.values().flatten().map(|entry| entry.group_id).collect();
     assert_eq!(groups.iter().collect::<BTreeSet<_>>().len() as u64, 4 * steps, "no group is trained on twice");
     assert_eq!(groups.len() as u64, 8 * steps);
+    job.check_signals(8 * steps as usize);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, RunEnd, StartError, Timing};
+use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, Recorded, RunEnd, StartError, Timing};
 use pacs_protocol::v1;
 use pacs_protocol::v1::complete_task_request::Result as TaskResult;
 use pacs_protocol::v1::learner_service_client::LearnerServiceClient;
@@ -108,6 +108,33 @@ impl Job {
             goodbye: Duration::from_secs(3),
         };
         Coordinator::start_with(options, timing).await
+    }
+
+    /// Checks that every archived sample of training, `samples` of them, has what the learners have said of it, and no
+    /// other does.
+    pub(crate) fn check_signals(&self, samples: usize) {
+        let recorded = Recorded::new(&self.run_dir());
+        let (mut trained, mut page) = (0, String::new());
+        loop {
+            let request = v1::ListSamplesRequest { limit: 500, page, ..Default::default() };
+            let response = recorded.samples(request).unwrap();
+            for sample in &response.samples {
+                let expected = match sample.purpose() {
+                    v1::Purpose::Train => {
+                        trained += 1;
+                        let said = signal(sample.step(), sample.group_id, sample.index);
+                        (said.score, Some(said.coefficient))
+                    }
+                    v1::Purpose::Evaluate | v1::Purpose::Unspecified => (None, None),
+                };
+                assert_eq!((sample.score, sample.coefficient), expected, "{sample:?}");
+            }
+            page = response.next_page;
+            if page.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(trained, samples);
     }
 
     pub(crate) fn steps_in(&self, file: &str) -> Vec<u64> {
@@ -452,9 +479,10 @@ async fn work(member: &Member, client: &LearnerServiceClient<RunChannel>, group:
                     let _ = persist!(member, seen, client, complete_task, request);
                     continue;
                 }
+                let signals = signals(step, &pieces, group.rank);
                 note_training(&train, pieces, group.rank, seen);
                 let metrics = [("loss".to_owned(), 0.5)].into();
-                TaskResult::Trained(v1::TrainResult { weights: weights(step), metrics, skipped_updates: 0 })
+                TaskResult::Trained(v1::TrainResult { weights: weights(step), metrics, skipped_updates: 0, signals })
             }
             Some(Task::Save(_)) if seen.lock().unwrap().saves_nothing => TaskResult::Saved(v1::SaveResult::default()),
             Some(Task::Save(save)) => TaskResult::Saved(save_files(&save, group.rank)),
@@ -462,6 +490,18 @@ async fn work(member: &Member, client: &LearnerServiceClient<RunChannel>, group:
         let request = v1::CompleteTaskRequest { worker_id: member.id, generation, task_id, result: Some(result) };
         let _ = persist!(member, seen, client, complete_task, request);
     }
+}
+
+/// What these learners say of a sample of a step: numbers that tell steps, groups and samples apart.
+pub(crate) fn signal(step: u64, group_id: u64, sample_index: u32) -> v1::TrainingSignal {
+    let score = step as f32 + group_id as f32 / 64.0 + sample_index as f32 / 4.0;
+    v1::TrainingSignal { group_id, sample_index, score: Some(score), coefficient: 0.25 - sample_index as f32 / 2.0 }
+}
+
+/// A rank's report on its own sequences.
+fn signals(step: u64, pieces: &[v1::BatchPiece], rank: u32) -> Vec<v1::TrainingSignal> {
+    let own = pieces.iter().flat_map(|piece| &piece.index).filter(|entry| entry.rank == rank);
+    own.map(|entry| signal(step, entry.group_id, entry.sample_index)).collect()
 }
 
 /// All pieces of a batch; none when the stream breaks, and the task is asked for again.

@@ -22,6 +22,7 @@ use tokio::sync::oneshot;
 use tracing::Span;
 
 use super::publish::Publisher;
+use super::signals;
 use crate::checkpoint::{BackgroundWriter, Busy, WriteOutcome, exported};
 use crate::error::{CheckpointError, TrainError};
 use crate::settings::TrainerSettings;
@@ -283,7 +284,8 @@ impl Learner {
         if let Some(weights) = &weights {
             metrics.insert("published_bytes".into(), weights.bytes as f64);
         }
-        Ok(v1::TrainResult { weights, metrics, skipped_updates: report.skipped_updates })
+        let signals = signals::report(batch, &report.signals);
+        Ok(v1::TrainResult { weights, metrics, skipped_updates: report.skipped_updates, signals })
     }
 
     /// Captures the state to be saved and starts writing it in the background. Returns `None` if this rank has

@@ -12,8 +12,10 @@ mod objective;
 mod outcomes;
 mod pass;
 mod sft;
+mod signals;
 mod trainer;
 
 pub use self::batch::{IndexEntry, SequenceTokens, Text, TrainBatch};
 pub use self::sft::{FineTuneLoss, FineTuneReport, FineTuner, FineTunerSettings};
+pub use self::signals::SampleSignal;
 pub use self::trainer::{StepReport, Trainer};

@@ -22,6 +22,7 @@ use super::mini_batch::Update;
 use super::objective::{Scored, StepObjective, UpdateObjective};
 use super::outcomes::outcomes;
 use super::pass::{PassTensors, TokenCoefficients, TokenScores, spans};
+use super::signals::SampleSignal;
 use crate::comm::{CollectiveQueue, Flow, Source};
 use crate::error::TrainError;
 use crate::settings::TrainerSettings;
@@ -34,6 +35,9 @@ pub struct StepReport {
     pub metrics: BTreeMap<String, f64>,
     /// Number of optimizer updates skipped because the gradient was not finite.
     pub skipped_updates: u32,
+    /// What the updates made of this rank's answers, in the order of the index. Empty in a step that trains a value
+    /// model alone.
+    pub signals: Vec<SampleSignal>,
 }
 
 /// One rank of training: weights, moments and gradient, whole or sharded.
@@ -176,7 +180,8 @@ impl Trainer {
         metrics.step_seconds = started.elapsed().as_secs_f64();
         let mut named = metrics.named();
         self.memory.report(self.policy.device(), &mut named);
-        Ok(StepReport { metrics: named, skipped_updates: metrics.skipped })
+        let signals = metrics.signals.into_list(batch);
+        Ok(StepReport { metrics: named, skipped_updates: metrics.skipped, signals })
     }
 
     fn train_over(

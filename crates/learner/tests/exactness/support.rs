@@ -83,6 +83,7 @@ pub(crate) fn whole_batch(step: u64, mini_batches: usize) -> TrainBatch {
             });
             index.push(IndexEntry {
                 group,
+                sample: member as u32,
                 mini_batch: group as usize * mini_batches / GROUPS as usize,
                 rank: 0,
                 label,
