@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pacs_algo::{LearningRate, Objective};
 use pacs_shape::{Division, Lora};
-use pacs_spec::{JobSpec, ObjectiveKind, ObjectiveSpec, OldLogprobs, OptimizerSpec};
+use pacs_spec::{JobSpec, ObjectiveKind, ObjectiveSpec, OldLogprobs, OptimizerSpec, RolloutEngineKind};
 
 /// Training settings of one rank, from the job spec.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +44,9 @@ pub struct TrainerSettings {
     pub peak_flops: Option<f64>,
     /// Adapters that are trained in place of the model; `None` when all weights are.
     pub lora: Option<LoraSettings>,
+    /// Whether each step scores one of its sequences, for rollout engines that are checked by it ([`pacs_weights::Probe`]): two short
+    /// forward passes. The weights have the same bits with and without.
+    pub probe: bool,
 }
 
 /// The program of an external objective, from the job spec.
@@ -92,6 +95,7 @@ impl TrainerSettings {
                 path: lora.path.clone(),
                 seed: spec.seed,
             }),
+            probe: spec.rollout.engine == RolloutEngineKind::Vllm,
         }
     }
 

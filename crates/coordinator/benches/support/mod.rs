@@ -290,7 +290,7 @@ pub(crate) fn submission(
 pub(crate) fn weights(generation: u64, version: u64) -> v1::WeightsRef {
     let id = VersionId::new(generation, version);
     let description = Description::of(id, WeightKind::Float32, &version.to_le_bytes());
-    (&Announcement { description, address: String::new() }).into()
+    (&Announcement { description, address: String::new(), probe: None }).into()
 }
 
 /// What the disk takes to make 4 KiB durable, in microseconds, as the journal does at least once before an answer.

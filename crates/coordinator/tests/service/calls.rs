@@ -145,14 +145,29 @@ impl Any {
     fn weights(&mut self) -> Option<v1::WeightsRef> {
         let id = VersionId::new(self.below(3), self.below(3));
         let description = Description::of(id, WeightKind::Float32, &self.next().to_le_bytes());
-        let mut weights = v1::WeightsRef::from(&Announcement { description, address: String::new() });
-        match self.below(4) {
+        let mut weights = v1::WeightsRef::from(&Announcement { description, address: String::new(), probe: None });
+        match self.below(5) {
             0 => return None,
             1 => weights.bytes = self.number(),
             2 => weights.piece_bytes = self.number(),
+            3 => weights.probe = Some(self.probe()),
             _ => {}
         }
         Some(weights)
+    }
+
+    fn probe(&mut self) -> v1::Probe {
+        let tokens = if self.below(10) == 0 { 1025 } else { self.below(6) };
+        let numbers = |any: &mut Self| -> Vec<f32> {
+            (0..any.below(6)).map(|_| if any.below(10) == 0 { any.float() as f32 } else { -0.5 }).collect()
+        };
+        v1::Probe {
+            tokens: (0..tokens).map(|_| self.number() as u32).collect(),
+            answer_from: self.below(6) as u32,
+            logprobs: numbers(self),
+            previous_logprobs: numbers(self),
+            previous_version: self.below(3),
+        }
     }
 
     fn result(&mut self) -> Option<TaskResult> {

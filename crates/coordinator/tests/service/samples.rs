@@ -19,10 +19,10 @@ use prost::Message;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 
-const WAIT_MS: u32 = 1000;
+pub(crate) const WAIT_MS: u32 = 1000;
 /// Prompts of the step, and samples of a prompt.
-const PROMPTS: u32 = 6;
-const SAMPLES: u32 = 4;
+pub(crate) const PROMPTS: u32 = 6;
+pub(crate) const SAMPLES: u32 = 4;
 /// Tokens of the model, and the one that samples are made of.
 const VOCABULARY: u32 = 200_000;
 const TOKEN: u32 = 150_000;
@@ -62,7 +62,7 @@ fn roomy_model(folder: &Path) -> std::path::PathBuf {
     model
 }
 
-async fn start(folder: &Path) -> Coordinator {
+pub(crate) async fn start(folder: &Path) -> Coordinator {
     start_with(folder, VOCABULARY).await
 }
 
@@ -75,13 +75,13 @@ async fn start_with(folder: &Path, vocabulary: u32) -> Coordinator {
     Coordinator::start(CoordinatorOptions::local(spec, folder.join("run"), listen)).await.unwrap()
 }
 
-async fn connect(coordinator: &Coordinator) -> RunChannel {
+pub(crate) async fn connect(coordinator: &Coordinator) -> RunChannel {
     let endpoint = Endpoint::from_shared(format!("http://{}", coordinator.address())).unwrap();
     of_run(endpoint.connect().await.unwrap(), RunIdentity::told(coordinator.run_id()).unwrap())
 }
 
 /// A worker that beats until the test ends.
-async fn join(channel: &RunChannel, role: v1::Role, name: &str) -> u64 {
+pub(crate) async fn join(channel: &RunChannel, role: v1::Role, name: &str) -> u64 {
     let mut client = WorkerServiceClient::new(channel.clone());
     let request = v1::RegisterRequest {
         role: role.into(),
@@ -231,7 +231,7 @@ async fn samples_in_flight_are_shown_in_bounded_answers() {
 
 /// Hands in so many samples, each of as many bytes as it is said to have; returns the largest answer to a request for leases.
 /// Before the first of them, samples that are too large are refused.
-async fn hand_in(channel: &RunChannel, worker_id: u64, samples: u32, bytes: impl Fn(u32) -> usize) -> usize {
+pub(crate) async fn hand_in(channel: &RunChannel, worker_id: u64, samples: u32, bytes: impl Fn(u32) -> usize) -> usize {
     let mut client = RolloutServiceClient::new(channel.clone()).max_encoding_message_size(2 * MAX_MESSAGE_BYTES);
     let (mut handed_in, mut largest) = (0, 0);
     while handed_in < samples {
@@ -263,7 +263,7 @@ async fn hand_in(channel: &RunChannel, worker_id: u64, samples: u32, bytes: impl
 }
 
 /// Judges so many samples; returns the largest answer to a request for them.
-async fn judge(channel: &RunChannel, worker_id: u64, samples: u32) -> usize {
+pub(crate) async fn judge(channel: &RunChannel, worker_id: u64, samples: u32) -> usize {
     let mut client = VerifierServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let (mut judged, mut largest) = (0, 0);
     while judged < samples {
@@ -318,7 +318,7 @@ async fn whole_batch(
 }
 
 /// A learner that is a rank of a generation: its worker, and the generation.
-async fn prepared(channel: &RunChannel, slot: u32) -> (u64, u64, LearnerServiceClient<RunChannel>) {
+pub(crate) async fn prepared(channel: &RunChannel, slot: u32) -> (u64, u64, LearnerServiceClient<RunChannel>) {
     let worker_id = join(channel, v1::Role::Learner, &format!("learner-{slot}")).await;
     let mut client = LearnerServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let generation = loop {
@@ -331,7 +331,7 @@ async fn prepared(channel: &RunChannel, slot: u32) -> (u64, u64, LearnerServiceC
 }
 
 /// Prepares, and waits for the batch; none when the generation is dissolved.
-async fn train_task(
+pub(crate) async fn train_task(
     client: &mut LearnerServiceClient<RunChannel>,
     worker_id: u64,
     generation: u64,
@@ -344,7 +344,7 @@ async fn train_task(
             None => {}
             Some(Task::Prepare(_)) => {
                 let description = Description::of(VersionId::new(generation, 0), WeightKind::Float32, &[0; 4]);
-                let weights = (&Announcement { description, address: String::new() }).into();
+                let weights = (&Announcement { description, address: String::new(), probe: None }).into();
                 let result = Some(Done::Prepared(v1::PrepareResult { weights: Some(weights) }));
                 let request = v1::CompleteTaskRequest { worker_id, generation, task_id, result };
                 client.complete_task(request).await.unwrap();

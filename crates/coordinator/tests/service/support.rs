@@ -423,7 +423,7 @@ async fn work(member: &Member, client: &LearnerServiceClient<RunChannel>, group:
     let weights = |version| {
         let id = VersionId::new(generation, version);
         let description = Description::of(id, WeightKind::Float32, &version.to_le_bytes());
-        (group.rank == 0).then(|| (&Announcement { description, address: String::new() }).into())
+        (group.rank == 0).then(|| (&Announcement { description, address: String::new(), probe: None }).into())
     };
     while !member.dismissed() {
         let request = v1::NextTaskRequest { worker_id: member.id, generation, wait_ms: WAIT_MS, busy: false };

@@ -11,6 +11,7 @@ mod mini_batch;
 mod objective;
 mod outcomes;
 mod pass;
+mod probe;
 mod sft;
 mod trainer;
 

@@ -13,6 +13,7 @@ use pacs_shape::{Flops, Sharding};
 use pacs_spec::{OldLogprobs, WeightDecayOn};
 use pacs_torch::tch::{Device, Kind};
 use pacs_torch::{DeviceKernels, with_device_kernels};
+use pacs_weights::Probe;
 
 use super::batch::TrainBatch;
 use super::critic::Critic;
@@ -34,6 +35,8 @@ pub struct StepReport {
     pub metrics: BTreeMap<String, f64>,
     /// Number of optimizer updates skipped because the gradient was not finite.
     pub skipped_updates: u32,
+    /// Scores of one sequence before and after the step, the same on every rank; `None` unless [`TrainerSettings::probe`] is set.
+    pub probe: Option<Probe>,
 }
 
 /// One rank of training: weights, moments and gradient, whole or sharded.
@@ -166,17 +169,20 @@ impl Trainer {
             peak_flops: self.settings.peak_flops.map(|peak| peak * ranks),
             ..StepMetrics::default()
         };
-        metrics.traffic = std::thread::scope(|scope| {
+        let (probe, traffic) = std::thread::scope(|scope| {
             let mut queue = CollectiveQueue::start(scope, collective);
-            let trained = self.train_over(batch, &mut queue, &mut metrics);
+            let train =
+                |trainer: &mut Self, queue: &mut CollectiveQueue<'_>| trainer.train_over(batch, queue, &mut metrics);
+            let probe = self.probed(batch, &mut queue, train);
             let traffic = queue.close();
-            trained.map(|()| traffic)
+            probe.map(|probe| (probe, traffic))
         })?;
+        metrics.traffic = traffic;
         self.step = batch.step;
         metrics.step_seconds = started.elapsed().as_secs_f64();
         let mut named = metrics.named();
         self.memory.report(self.policy.device(), &mut named);
-        Ok(StepReport { metrics: named, skipped_updates: metrics.skipped })
+        Ok(StepReport { metrics: named, skipped_updates: metrics.skipped, probe })
     }
 
     fn train_over(
@@ -279,9 +285,22 @@ impl Trainer {
         Ok(())
     }
 
-    /// Calls `note` with the log-probs of each answer at `places` under the weights of `source`.
+    /// Calls `note` with the log-probs of each answer at `places` under the weights of `source`, at the temperature of sampling.
     fn score(
         &mut self,
+        source: Source,
+        batch: &TrainBatch,
+        places: &[usize],
+        queue: &mut CollectiveQueue<'_>,
+        note: impl FnMut(usize, &[f32]),
+    ) -> Result<(), TrainError> {
+        self.score_at(self.settings.temperature, source, batch, places, queue, note)
+    }
+
+    /// As [`Self::score`], at another temperature.
+    pub(super) fn score_at(
+        &mut self,
+        temperature: f64,
         source: Source,
         batch: &TrainBatch,
         places: &[usize],
@@ -296,7 +315,7 @@ impl Trainer {
             };
             let tensors = PassTensors::new(batch, pass, self.policy.device());
             let (model, mut hooks) = self.policy.forward(source, queue);
-            let scores = tensors.score(model, self.settings.temperature, &mut hooks)?;
+            let scores = tensors.score(model, temperature, &mut hooks)?;
             for (place, range) in spans(&tensors) {
                 note(place, &scores.logprobs[range]);
             }

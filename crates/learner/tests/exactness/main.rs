@@ -5,5 +5,6 @@ mod bits;
 mod device;
 mod divisions;
 mod lora;
+mod probe;
 mod support;
 mod update;

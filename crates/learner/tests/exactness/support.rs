@@ -49,6 +49,7 @@ pub(crate) fn settings() -> TrainerSettings {
         saves_in_background: false,
         peak_flops: None,
         lora: None,
+        probe: false,
     }
 }
 
