@@ -333,6 +333,16 @@ impl Job {
         self.launch("run", Command::new(program("pacs")?), &[fixed, options].concat())
     }
 
+    /// Starts `pacs run` with the log level `debug` in all processes.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with_debug_log(&self) -> Result<Run> {
+        let mut command = Command::new(program("pacs")?);
+        command.env("PACS_LOG", "debug");
+        self.launch("run", command, &["--listen", "127.0.0.1:0"])
+    }
+
     /// Starts `pacs eval` with more options.
     ///
     /// # Errors

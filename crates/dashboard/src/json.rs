@@ -143,6 +143,7 @@ pub fn server(server: &v1::EngineServer) -> Value {
         "address": server.address,
         "state": server.state,
         "weight_version": server.weight_version,
+        "probe_error": server.probe_error.map(number),
         "in_flight": server.in_flight,
         "running": server.running,
         "queued": server.queued,
