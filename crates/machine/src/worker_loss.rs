@@ -293,6 +293,8 @@ impl Machine {
         let step = restart.step;
         if self.position.step > step {
             forgotten.extend(self.pool.forget_newer(pacs_types::WeightVersion(step)));
+            // Its weights are undone. An evaluation of the checkpoint's own weights continues with the next generation.
+            self.discard_evaluation();
         }
         // Groups that have filled up the batch of a trial are drawn again when it is their turn, by what the curriculum
         // knows then. With lag, they are kept: they may be trained on as they are.
@@ -348,7 +350,9 @@ impl Machine {
         self.count(Counter::DroppedGroups, 1);
         self.count(Counter::ExcludedProblems, u64::from(self.is_measured(group)));
         self.effects.push(Effect::DropGroup { group, why });
-        if let (true, Phase::Evaluating(evaluation)) = (self.is_measured(group), &mut self.phase) {
+        if self.is_measured(group)
+            && let Some(evaluation) = self.phase.evaluation_mut().or(self.concurrent.as_mut())
+        {
             evaluation.wanted -= 1;
             evaluation.excluded += 1;
             return self.finish_evaluation_if_complete();

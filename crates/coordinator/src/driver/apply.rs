@@ -69,9 +69,9 @@ impl Driver {
                 true => self.step_was_done(),
                 false => self.step_done(step),
             },
-            Effect::Evaluated { step, groups, .. } => match self.run_folder.has(LinesOf::Evaluations, step) {
+            Effect::Evaluated { step, groups, took, .. } => match self.run_folder.has(LinesOf::Evaluations, step) {
                 true => groups.into_iter().for_each(|group| self.store.drop_group(group)),
-                false => self.evaluated(step, &groups),
+                false => self.evaluated(step, &groups, took),
             },
             Effect::CreateCheckpoint { step, save } => {
                 self.saved.clear();

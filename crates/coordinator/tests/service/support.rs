@@ -25,6 +25,8 @@ const WAIT_MS: u32 = 200;
 
 pub(crate) struct Job {
     folder: PathBuf,
+    /// Steps between evaluations during training; 0: none.
+    evaluated_every: u64,
     /// Removes the folder in the end; the process that serves for a test does not.
     _owned: Option<tempfile::TempDir>,
 }
@@ -43,7 +45,12 @@ impl Job {
         };
         problems("train", 10);
         problems("evaluation", 3);
-        Self { folder: folder.path().to_owned(), _owned: Some(folder) }
+        Self { folder: folder.path().to_owned(), evaluated_every: 0, _owned: Some(folder) }
+    }
+
+    /// A job that is evaluated after so many steps each; 0: only before and after training.
+    pub(crate) fn evaluated(every: u64) -> Self {
+        Self { evaluated_every: every, ..Self::new() }
     }
 
     pub(crate) fn run_dir(&self) -> PathBuf {
@@ -61,12 +68,12 @@ impl Job {
 
     pub(crate) fn spec(&self, steps: u64, changes: &str) -> pacs_spec::JobSpec {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen2-tied");
-        let (model, folder) = (model.display(), self.folder.display());
+        let (model, folder, every) = (model.display(), self.folder.display(), self.evaluated_every);
         let text = format!(
             "name = 'test'\n[model]\npath = '{model}'\n[data.train]\npath = '{folder}/train.jsonl'\n\
              [data.evaluation]\npath = '{folder}/evaluation.jsonl'\n[rollout]\nsamples_per_prompt = 2\n\
              max_new_tokens = 16\n[batch]\nsteps = {steps}\nprompts_per_step = 4\nmini_batches = 2\n\
-             [evaluation]\nevery_steps = 0\nsamples_per_problem = 2\n[checkpoint]\nevery_steps = 2\n\
+             [evaluation]\nevery_steps = {every}\nsamples_per_problem = 2\n[checkpoint]\nevery_steps = 2\n\
              [resources]\nrollouts = 2\nlearners = 2\nverifiers = 1\n{changes}"
         );
         pacs_spec::parse(&text, Path::new("test")).unwrap()
@@ -551,13 +558,15 @@ pub(crate) struct Killable {
     child: std::process::Child,
 }
 
-/// Set for the process that is to be the coordinator: folder, steps, address, and what is changed in the job.
+/// Set for the process that is to be the coordinator: folder, steps between evaluations, steps, what is changed in the
+/// job, and the address.
 const SERVE: &str = "PACS_TEST_SERVE";
 
 impl Killable {
     /// Starts the coordinator of a job at a fixed address.
     pub(crate) fn start(job: &Job, steps: u64, changes: &str, address: SocketAddr) -> Self {
-        let told = serde_json::json!([job.folder, steps, changes, address.to_string()]).to_string();
+        let told =
+            serde_json::json!([job.folder, job.evaluated_every, steps, changes, address.to_string()]).to_string();
         let child = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "end_to_end::serves_when_it_is_told_to", "--nocapture", "--test-threads", "1"])
             .env(SERVE, told)
@@ -597,8 +606,9 @@ impl Drop for Killable {
 /// Is the coordinator, in a process that [`Killable`] has started; nothing in others.
 pub(crate) async fn serve_if_told() {
     let Ok(told) = std::env::var(SERVE) else { return };
-    let (folder, steps, changes, address): (PathBuf, u64, String, String) = serde_json::from_str(&told).unwrap();
-    let job = Job { folder, _owned: None };
+    let (folder, evaluated_every, steps, changes, address): (PathBuf, u64, u64, String, String) =
+        serde_json::from_str(&told).unwrap();
+    let job = Job { folder, evaluated_every, _owned: None };
     // No worker dies in these tests, so one that is not heard of is only slow.
     let timeout = Duration::from_secs(30);
     let coordinator = job.start_patiently(steps, &changes, address.parse().unwrap(), timeout).await.unwrap();

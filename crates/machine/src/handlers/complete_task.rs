@@ -90,21 +90,32 @@ impl Machine {
                 self.effects.push(Effect::Prepared { step });
                 self.advance();
             }
-            Phase::Training(training) => {
-                let skipped = u64::from(training.task.skipped_updates);
+            Phase::Training(_) => {
                 if !self.training_succeeded() {
                     return self.undo_trial();
                 }
-                self.settle_history();
-                self.step_done(skipped);
+                // It would announce the next version, and an evaluation has samples of one version only.
+                if self.concurrent.is_some() {
+                    return self.hold_step();
+                }
+                self.finish_step();
             }
             Phase::Assembling
             | Phase::Evaluating(_)
             | Phase::Sampling
+            | Phase::Ahead(_)
             | Phase::Saving(_)
             | Phase::Committing
             | Phase::Ended(_) => unreachable!("a save is reported by itself, and these have no tasks"),
         }
+    }
+
+    /// Counts the step that all ranks have finished.
+    pub(crate) fn finish_step(&mut self) {
+        let Some(training) = self.phase.training() else { return };
+        let skipped = u64::from(training.task.skipped_updates);
+        self.settle_history();
+        self.step_done(skipped);
     }
 
     fn step_done(&mut self, skipped: u64) {
