@@ -174,7 +174,7 @@ async fn rollout(services: impl Local, run: Arc<Run>, name: String) -> Result<()
             // All at once, as an engine hands them in: one by one, a step would be as many round trips to the disk.
             let mut calls = JoinSet::new();
             for wanted in &lease.samples {
-                let sample = sample_of(SAMPLE_BYTES, 1000 + wanted.index, version);
+                let sample = sample_of(SAMPLE_BYTES, 100 + wanted.index, version);
                 let (services, request) = (services.clone(), submission(worker_id, &lease, wanted.index, sample));
                 calls.spawn(async move { services.submit_sample(Request::new(request)).await });
             }
