@@ -1,6 +1,9 @@
 //! Generation against the reference models, and its independence of what else is in the batch.
 
-use std::path::{Path, PathBuf};
+#[path = "../../../tests/golden/models.rs"]
+mod golden_models;
+
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use pacs_model::{Model, ModelConfig, Parameters, score};
@@ -12,22 +15,8 @@ use pacs_torch::{DeviceKernels, Graphs, KernelError, KernelShape};
 use pacs_types::{FinishReason, GroupId, NoiseKey, SampleId, VersionSpan, WeightVersion};
 use pacs_weights::{Fetched, HostStore, Received, Transport, VersionId, WeightKind};
 
-const MODELS: [&str; 11] = [
-    "qwen2-tied",
-    "qwen2-untied",
-    "qwen3",
-    "qwen3_moe",
-    "llama3",
-    "mistral",
-    "smollm3",
-    "olmo2",
-    "phi3",
-    "gemma2",
-    "gemma3",
-];
-
 fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models").join(name)
+    golden_models::folder().join(name)
 }
 
 fn engine(name: &str, rows: usize, end_tokens: bool) -> Engine {
@@ -89,7 +78,7 @@ fn sequences(name: &str) -> Vec<Vec<u32>> {
 
 #[test]
 fn the_most_probable_tokens_are_the_reference_models() {
-    for name in MODELS {
+    for name in &golden_models::names() {
         let greedy = expected(name, "greedy_ids");
         let mut engine = engine(name, 8, false);
         for (ticket, prompt) in sequences(name).iter().enumerate() {
@@ -124,7 +113,7 @@ fn the_most_probable_tokens_are_the_reference_models() {
 #[test]
 fn logprobs_equal_those_of_a_plain_forward() {
     let (mut preemptions, mut recomputed_tokens) = (0, 0);
-    for name in MODELS {
+    for name in &golden_models::names() {
         let prompts = sequences(name);
         let sampling = SamplingOptions { temperature: 0.8, ..options(70) };
         let sample = |options: EngineOptions| {

@@ -11,6 +11,9 @@ mod config;
 mod end_tokens;
 mod error;
 mod flops;
+#[cfg(test)]
+#[path = "../../../tests/golden/models.rs"]
+mod golden_models;
 mod layout;
 mod lora;
 mod memory_plan;
