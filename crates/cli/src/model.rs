@@ -8,7 +8,7 @@ use anyhow::anyhow;
 use pacs_data::Prompter;
 use pacs_hub::Part;
 use pacs_runtime::Exit;
-use pacs_shape::{Activation, EndToken, LayerRotation, ModelConfig, RopeScaling, Rotary, Windows};
+use pacs_shape::{Activation, EndToken, LayerRotation, ModelConfig, RopeScaling, Rotary, WeightFiles, Windows};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -80,7 +80,7 @@ pub(crate) fn untie(arguments: &ModelUntie) -> Result<Exit, Failure> {
 fn understand(dir: &Path) -> Result<Understood, Failure> {
     let failed = |error: anyhow::Error| Failure::config(error).doing(format!("read model `{}`", dir.display()));
     let config = ModelConfig::read(dir).map_err(|error| failed(error.into()))?;
-    let parameters = match model_folder::has_weights(dir) {
+    let parameters = match WeightFiles::are_in(dir) {
         true => Some(model_folder::inspect(dir).map_err(failed)?.parameters),
         false => None,
     };

@@ -2,7 +2,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use pacs_data::LoadReport;
-use pacs_shape::ModelConfig;
+use pacs_shape::{ModelConfig, WeightFiles};
 use pacs_spec::{EvaluationSet, GeneratorTask, JobSpec, RolloutEngineKind, SourceSpec, StepWeight};
 use serde_json::{Value, json};
 
@@ -44,7 +44,7 @@ impl<'a> Plan<'a> {
         let config = path.join("config.json").exists().then(|| ModelConfig::read(path));
         let model = match &config {
             Some(Err(error)) => Found::Broken(error.to_string()),
-            Some(Ok(_)) if !model_folder::has_weights(path) => Found::Absent,
+            Some(Ok(_)) if !WeightFiles::are_in(path) => Found::Absent,
             _ if path.exists() => Found::from(model_folder::inspect(path).map_err(|error| format!("{error:#}"))),
             _ => Found::Absent,
         };

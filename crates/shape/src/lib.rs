@@ -1,5 +1,5 @@
-//! What a model is, without its numbers: its configuration, where its parameters lie in memory, and how much memory
-//! and work training it takes.
+//! What a model is, without its numbers: its configuration, its weight files by their headers, where its parameters lie in memory,
+//! and how much memory and work training it takes.
 //!
 //! Nothing here computes or holds tensors, so the control plane plans a job with it and the learner lays its memory out
 //! with it.
@@ -19,6 +19,7 @@ mod lora;
 mod memory_plan;
 mod sharding;
 mod units;
+mod weight_files;
 
 pub use architecture::{
     Activation, Architecture, BlockNorms, Defaults, ExpertDefaults, HeadNorms, LayerRotation, Windows,
@@ -35,3 +36,4 @@ pub use lora::{LinearModule, Lora};
 pub use memory_plan::{HEAD_ROOM, MemoryPlan, ModelPlan, PassShape, StateCopy, TrainingSetup, WINDOWS, head_chunk};
 pub use sharding::{Division, Sharding};
 pub use units::{unit_tokens, units};
+pub use weight_files::{WEIGHTS_FILE, WEIGHTS_INDEX, WeightFile, WeightFileError, WeightFiles};
