@@ -18,6 +18,8 @@ pub(crate) struct Plan<'a> {
     data: Found<LoadReport>,
     /// `None` while the model's configuration cannot be read.
     memory: Option<LearnerMemory>,
+    /// That the job takes the second list of a longrope.
+    long_factors: Option<String>,
     /// For a job that computes on GPUs.
     gpus: Option<Gpus>,
 }
@@ -60,13 +62,15 @@ impl<'a> Plan<'a> {
         };
         let longest = data.usable().map(|report: &LoadReport| report.train.longest_prompt_tokens);
         let prompt_tokens = longest.unwrap_or(spec.data.max_prompt_tokens);
-        let trained = config.and_then(Result::ok).map(|config| spec.model.trained(&config));
+        let config = config.and_then(Result::ok);
+        let long_factors = config.as_ref().and_then(|config| spec.long_factors(config));
+        let trained = config.map(|config| spec.model.trained(&config));
         let model = match &trained {
             Some(Err(error)) => Found::Broken(error.to_string()),
             _ => model,
         };
         let memory = trained.and_then(Result::ok).map(|config| LearnerMemory::of(spec, config, prompt_tokens));
-        Self { spec, model, data, memory, gpus: Gpus::of(spec) }
+        Self { spec, model, data, memory, long_factors, gpus: Gpus::of(spec) }
     }
 
     /// Returns why a run would be refused; `None` when nothing that exists is broken.
@@ -285,8 +289,8 @@ impl fmt::Display for Plan<'_> {
             write!(f, "{memory}")?;
         }
         write_weight(f, spec)?;
-        for advice in spec.advice() {
-            writeln!(f, "note        {advice}")?;
+        for note in spec.advice().into_iter().chain(self.long_factors.clone()) {
+            writeln!(f, "note        {note}")?;
         }
         writeln!(f, "run folder  {}", default_run_dir(spec).display())?;
         if let Some(report) = report {

@@ -26,6 +26,8 @@ pub struct TrainerSettings {
     pub updates: u64,
     /// Temperature of sampling; log-probs are computed at the same one.
     pub temperature: f64,
+    /// Tokens of the longest sequence of the job, which decides between the factors of a longrope.
+    pub longest_sequence: usize,
     /// Token budget of one forward and backward pass.
     pub micro_batch_tokens: usize,
     /// Source of the old policy's log-probs.
@@ -80,6 +82,7 @@ impl TrainerSettings {
             optimizer: spec.optimizer.clone(),
             updates: spec.batch.steps.saturating_mul(u64::from(spec.batch.mini_batches)),
             temperature: spec.rollout.temperature,
+            longest_sequence: spec.longest_sequence(),
             micro_batch_tokens: spec.batch.micro_batch_tokens as usize,
             old_logprobs: spec.batch.old_logprobs,
             division: Division { sharding: spec.resources.sharding, rank, ranks },

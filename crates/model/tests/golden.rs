@@ -115,6 +115,34 @@ fn greedy_tokens() {
     }
 }
 
+/// transformers computed the sequences of `phi3` with its first list of factors. Here that list is the second one, which begins after 16
+/// tokens: it has to give the same numbers, for the sequence of 13 tokens and for the first 16 of the others, too.
+#[test]
+fn long_factors_rotate_all_sequences_of_a_job_that_has_longer_ones() {
+    let golden = Golden::load("phi3");
+    let mut value: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(golden.dir.join("config.json")).unwrap()).unwrap();
+    let short = value["rope_scaling"]["short_factor"].take();
+    value["rope_scaling"]["short_factor"] = serde_json::json!([7.0, 1.0, 5.0, 1.0, 3.0, 1.0]);
+    value["rope_scaling"]["long_factor"] = short;
+    value["original_max_position_embeddings"] = 16.into();
+    // Otherwise it follows from the length of the first training: the root of 1 + ln(512 / 256) / ln 256.
+    value["rope_scaling"]["attention_factor"] = 1.125_f64.sqrt().into();
+    let config = ModelConfig::from_json(&value.to_string(), &golden.dir.join("config.json")).unwrap();
+    let differences = |config: &ModelConfig| {
+        let model = Model::new(config, &golden.parameters);
+        [0, 1, 2].map(|sequence| {
+            let tokens = golden.tokens(sequence);
+            let hidden = no_grad(|| hidden(&model, &tokens));
+            let (logprobs, _) = answer_logprobs(&model, &hidden, &targets(&tokens), 1.0, 32);
+            difference(&logprobs, &golden.expected("logprobs", sequence).narrow(0, 1, golden.lengths[sequence] - 1))
+        })
+    };
+    assert!(differences(&config).iter().all(|apart| *apart > 0.01), "the lists do not differ");
+    let long = differences(&config.for_sequences(90));
+    assert!(long.iter().all(|apart| *apart < TOLERANCE), "{long:?}");
+}
+
 /// The gradient of the mean negative log-likelihood over all three sequences, by Hugging Face name.
 fn expected_gradients(golden: &Golden) -> HashMap<String, Tensor> {
     Tensor::read_safetensors(golden.dir.join("expected_grads.safetensors")).unwrap().into_iter().collect()

@@ -24,7 +24,7 @@ mod weight_files;
 pub use architecture::{
     Activation, Architecture, BlockNorms, Defaults, ExpertDefaults, HeadNorms, LayerRotation, Windows,
 };
-pub use config::{Experts, LayerKind, ModelConfig, RopeScaling, Rotary};
+pub use config::{Experts, LayerKind, LongFactors, ModelConfig, RopeScaling, Rotary};
 pub use end_tokens::EndToken;
 pub use error::ShapeError;
 pub use flops::{Flops, PassWork};

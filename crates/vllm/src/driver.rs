@@ -44,6 +44,8 @@ impl Prepared {
 pub(crate) struct Needs {
     /// Tokens of the longest prompt and answer.
     pub(crate) longest: u64,
+    /// Where the first list of the model's longrope ends; `None` without a longrope.
+    pub(crate) short_positions: Option<u64>,
     /// Log-probs after temperature, top-k, top-p and min-p.
     pub(crate) processed_logprobs: bool,
     /// No request may see two versions: its log-probs before the cut are scored after its end.
@@ -56,6 +58,20 @@ pub(crate) struct Needs {
     pub(crate) untied_head: bool,
     /// Longest wait for requests to end before an update.
     pub(crate) drain: Duration,
+}
+
+impl Needs {
+    /// Why a server with sequences of up to `most` tokens rotates otherwise than the learner: vLLM takes the long factors of a longrope
+    /// for all sequences where `max_model_len` is beyond the short ones, and a job where its own sequences are.
+    fn other_factors(&self, most: u64) -> Option<String> {
+        let end = self.short_positions.filter(|end| self.longest <= *end && *end < most)?;
+        let longest = self.longest;
+        let lower = if longest == end { "lower `data.max_prompt_tokens` by 1, and " } else { "" };
+        Some(format!(
+            "its longest sequence is {most} tokens, so it rotates all sequences by the model's `long_factor`, and this job, whose sequences \
+             take {longest} at most, by `short_factor`: {lower}start it with --max-model-len {end}"
+        ))
+    }
 }
 
 /// What the drivers of all servers share.
@@ -197,6 +213,9 @@ impl Driver {
                  --max-model-len {}",
                 longest + 1
             )));
+        }
+        if let Some(problem) = facts.max_model_len.and_then(|most| needs.other_factors(most)) {
+            return Err(Fault::Unfit(problem));
         }
         let mode = facts.logprobs_mode.as_deref().unwrap_or("unknown");
         let fits = match needs.processed_logprobs {
@@ -388,5 +407,36 @@ impl Driver {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_rotates_by_the_list_of_the_job() {
+        let problem = |longest, short_positions, most: u64| {
+            let needs = Needs {
+                longest,
+                short_positions,
+                processed_logprobs: false,
+                drained_updates: false,
+                checksums: false,
+                max_logprob_jump: 1.0,
+                tied: false,
+                untied_head: false,
+                drain: Duration::ZERO,
+            };
+            needs.other_factors(most)
+        };
+        assert_eq!(problem(3000, None, 131_072), None);
+        assert_eq!(problem(3000, Some(4096), 4096), None, "both by the first list");
+        assert_eq!(problem(4097, Some(4096), 131_072), None, "both by the second list");
+        let said = problem(3000, Some(4096), 4097).expect("the server takes the second list");
+        assert!(said.ends_with("`short_factor`: start it with --max-model-len 4096"), "{said}");
+        // A server needs one token more than the longest sequence.
+        let said = problem(4096, Some(4096), 4097).expect("the server takes the second list");
+        assert!(said.contains("lower `data.max_prompt_tokens` by 1"), "{said}");
     }
 }

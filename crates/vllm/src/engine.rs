@@ -88,9 +88,9 @@ impl VllmEngine {
         let request = Duration::from_secs(u64::from(vllm.request_seconds));
         let limits = Limits { request, update: Duration::from_secs(u64::from(vllm.update_seconds)) };
         let rollout = &spec.rollout;
-        let of_sets = spec.all_evaluation_sets().map(|set| set.max_new_tokens).max().unwrap_or(0);
         let needs = Needs {
-            longest: spec.data.max_prompt_tokens as u64 + u64::from(rollout.max_new_tokens.max(of_sets)),
+            longest: spec.longest_sequence() as u64,
+            short_positions: (config.most_positions() > config.max_positions).then_some(config.max_positions as u64),
             processed_logprobs: rollout.cuts_off() || rollout.temperature != 1.0,
             drained_updates: rollout.cuts_off(),
             checksums: vllm.checksums,

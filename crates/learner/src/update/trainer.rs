@@ -60,7 +60,8 @@ impl Trainer {
     /// When the model cannot be loaded.
     pub fn load(folder: &Path, settings: TrainerSettings, kind: Kind, device: Device) -> Result<Self, TrainError> {
         let before = MemoryPlan::used(device);
-        let policy = ShardedModel::load(folder, settings.lora.as_ref(), storage(&settings), kind, device)?;
+        let config = ModelConfig::read(folder).map_err(ModelError::from)?.for_sequences(settings.longest_sequence);
+        let policy = ShardedModel::load(folder, config, settings.lora.as_ref(), storage(&settings), kind, device)?;
         Ok(Self::assemble(policy, settings, before))
     }
 

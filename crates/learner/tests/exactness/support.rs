@@ -40,6 +40,7 @@ pub(crate) fn settings() -> TrainerSettings {
         // becomes a difference proportional to the learning rate.
         optimizer: OptimizerSpec { learning_rate: 2e-5, ..OptimizerSpec::default() },
         temperature: 0.9,
+        longest_sequence: 64,
         micro_batch_tokens: 100_000,
         updates: 100,
         old_logprobs: OldLogprobs::Learner,

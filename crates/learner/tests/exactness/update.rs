@@ -416,6 +416,26 @@ fn log_probs_are_compared_where_one_version_has_made_both() {
 }
 
 #[test]
+fn a_job_of_long_sequences_trains_by_the_second_list_of_a_longrope() {
+    let copy = tempfile::tempdir().expect("a temporary folder");
+    let original = golden("phi3");
+    std::fs::copy(original.join("model.safetensors"), copy.path().join("model.safetensors")).expect("copied");
+    let config = std::fs::read_to_string(original.join("config.json")).expect("golden model");
+    let mut config: serde_json::Value = serde_json::from_str(&config).expect("golden model");
+    config["rope_scaling"]["short_factor"] = config["rope_scaling"]["long_factor"].clone();
+    std::fs::write(copy.path().join("config.json"), config.to_string()).expect("written");
+    let trained = |folder: &Path, longest_sequence| {
+        let settings = TrainerSettings { longest_sequence, ..descent() };
+        let mut trainer = crate::support::trainer(folder, settings, Kind::Float);
+        trainer.train(&whole_batch(1, 1), &mut HostCollective::alone()).expect("trains");
+        flat(&mut trainer)
+    };
+    let long = trained(&original, 257);
+    assert!(long.equal(&trained(copy.path(), 256)), "the sequences are short, and rotated by the second list");
+    assert!(!long.equal(&trained(&original, 256)), "the lists do not differ");
+}
+
+#[test]
 fn a_truncated_state_is_refused_by_name() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut trainer = trainer("qwen3", settings());

@@ -99,7 +99,8 @@ pub(crate) struct Arguments {
     /// Seed of the row order and of random weights.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Rows with more tokens are skipped and counted.
+    /// Rows with more tokens are skipped and counted. Where a model has two lists of rotary factors (longrope), this decides
+    /// between them for all rows, or the longest sequence of --job does.
     #[arg(long, default_value_t = 4096, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     max_tokens: usize,
     /// Token budget of one forward and backward pass; a longer row gets a pass of its own.
@@ -170,7 +171,9 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<Exit, Failure> {
 fn fine_tune(arguments: &Arguments, job: Option<&JobSpec>) -> Result<()> {
     let (kind, device) = arguments.compute.start()?;
     let folder = folder(arguments)?;
-    let config = ModelConfig::read(&folder)?;
+    // A model that a job is to train computes as it will there.
+    let longest = job.map_or(arguments.max_tokens, JobSpec::longest_sequence);
+    let config = ModelConfig::read(&folder)?.for_sequences(longest);
     // System message and suffix are added when rows are read, so the prompter has none.
     let prompter = arguments.prompting.prompter(&folder, None, String::new())?;
     let prompter = if let Some(spec) = job { prompter.written_as(spec)? } else { prompter };
