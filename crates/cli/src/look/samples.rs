@@ -63,7 +63,7 @@ pub(crate) struct Samples {
     /// Show one sample with its tokens, named by group and index, as in `96.3`.
     #[arg(long, value_name = "GROUP.INDEX", value_parser = sample_id, conflicts_with_all = ["set", "group", "outcome", "text", "side_by_side"])]
     pub(crate) sample: Option<(u64, u32)>,
-    /// Print JSON.
+    /// Print the samples and the notes on unreadable files as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
 }
