@@ -10,7 +10,7 @@ use pacs_collective::{Collective, GroupConfig, HostCollective, HostListener};
 use pacs_learner::{IndexEntry, SequenceTokens, TrainBatch, Trainer, TrainerSettings};
 use pacs_shape::{Division, Sharding};
 use pacs_spec::{OldLogprobs, OptimizerSpec};
-use pacs_torch::tch::{Device, Kind, Tensor};
+use pacs_torch::tch::{self, Device, Kind, Tensor};
 use pacs_types::{Generation, mix};
 
 pub(crate) const GROUPS: u64 = 6;
@@ -59,7 +59,10 @@ pub(crate) fn descent() -> TrainerSettings {
     TrainerSettings { optimizer, ..settings() }
 }
 
+/// A trainer for the calling thread, which computes alone: tests and their ranks run side by side, and a team of threads for each
+/// operation of so small a model takes ten times as long.
 pub(crate) fn trainer(folder: &Path, settings: TrainerSettings, kind: Kind) -> Trainer {
+    tch::set_num_threads(1);
     Trainer::load(folder, settings, kind, Device::Cpu).expect("a model")
 }
 

@@ -374,7 +374,7 @@ fn a_restored_trainer_is_bit_identical() {
 }
 
 fn restores_bit_for_bit(kind: Kind, long: &TrainerSettings) {
-    let load = || Trainer::load(&golden("qwen3"), long.clone(), kind, Device::Cpu).expect("golden model");
+    let load = || crate::support::trainer(&golden("qwen3"), long.clone(), kind);
     let mut collective = HostCollective::alone();
     let mut whole = load();
     let folder = tempfile::tempdir().expect("a temporary folder");
