@@ -89,7 +89,8 @@ impl Part {
             Some(whole) => whole,
             None => store.publish(id, WeightKind::Bfloat16, &content(self.bytes))?,
         };
-        let announcement = Announcement { description: whole.description().clone(), address: String::new() };
+        let announcement =
+            Announcement { description: whole.description().clone(), address: String::new(), probe: None };
         fs::write(&file, v1::WeightsRef::from(&announcement).encode_to_vec())?;
         let shelf = Shelf::default();
         shelf.put(&whole);

@@ -22,7 +22,7 @@ use anyhow::{Context, Result, bail, ensure};
 pub use cluster::Cluster;
 pub use hosts::{Host, hosts, lonely_host};
 pub use processes::RunProcess;
-pub use samples::Archived;
+pub use samples::{Archived, TrainedSample};
 pub use vllm_stub::{StubFault, StubState, VllmStub, stub_logprob, stub_tokens};
 
 use disk::Disk;
@@ -331,6 +331,16 @@ impl Job {
     pub fn start_with(&self, options: &[&str]) -> Result<Run> {
         let fixed = if options.contains(&"--listen") { &[][..] } else { &["--listen", "127.0.0.1:0"] };
         self.launch("run", Command::new(program("pacs")?), &[fixed, options].concat())
+    }
+
+    /// Starts `pacs run` with the log level `debug` in all processes.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with_debug_log(&self) -> Result<Run> {
+        let mut command = Command::new(program("pacs")?);
+        command.env("PACS_LOG", "debug");
+        self.launch("run", command, &["--listen", "127.0.0.1:0"])
     }
 
     /// Starts `pacs eval` with more options.

@@ -32,25 +32,70 @@ pub struct Archived {
     pub reward: f64,
 }
 
+/// A trained sample of the archive, with what the learner made of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainedSample {
+    /// Training step, from 1.
+    pub step: i64,
+    /// Group id, unique in a run.
+    pub group: i64,
+    /// Index of the sample in its group, from 0.
+    pub sample: i32,
+    /// Label, 0 to 1.
+    pub label: f64,
+    /// Reward after the spec's bonuses and penalties.
+    pub reward: f64,
+    /// Whether the answer ended at the length limit.
+    pub truncated: bool,
+    /// Log-probs of its tokens by the rollout engine, nats.
+    pub logprobs: Vec<f32>,
+    /// Score of the objective; `None` where the archive has none.
+    pub score: Option<f32>,
+    /// Weight of its log-prob in the update; `None` where the archive has none.
+    pub coefficient: Option<f32>,
+}
+
 impl Job {
+    /// Reads the samples of training steps in the archive of the run, ordered by file and row.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn trained_samples(&self) -> Result<Vec<TrainedSample>> {
+        let mut samples = Vec::new();
+        self.each_row(|_, row| {
+            samples.extend(trained(row)?);
+            Ok(())
+        })?;
+        Ok(samples)
+    }
+
     /// Reads all samples in the archive of the run, ordered by file and row.
     ///
     /// # Errors
     /// When a file cannot be read.
     pub fn samples(&self) -> Result<Vec<Archived>> {
+        let mut samples = Vec::new();
+        self.each_row(|name, row| {
+            samples.push(archived(name, row)?);
+            Ok(())
+        })?;
+        Ok(samples)
+    }
+
+    /// Calls `read` with the file and the content of each row, ordered by file and row.
+    fn each_row(&self, mut read: impl FnMut(&str, &Row) -> Result<()>) -> Result<()> {
         let mut names = Vec::new();
         for entry in fs::read_dir(self.run_path("samples")).context("list the archive")? {
             names.push(entry?.file_name().into_string().ok().context("a readable name")?);
         }
         names.sort();
-        let mut samples = Vec::new();
         for name in names {
             let reader = SerializedFileReader::new(File::open(self.run_path("samples").join(&name))?)?;
             for row in reader.get_row_iter(None)? {
-                samples.push(archived(&name, &row?).with_context(|| format!("read {name}"))?);
+                read(&name, &row?).with_context(|| format!("read {name}"))?;
             }
         }
-        Ok(samples)
+        Ok(())
     }
 }
 
@@ -81,34 +126,74 @@ impl Job {
     }
 }
 
-fn archived(file: &str, row: &Row) -> Result<Archived> {
-    let field = |name: &str| {
-        let found = row.get_column_iter().find(|(column, _)| column.as_str() == name);
-        found.map(|(_, field)| field.clone()).with_context(|| format!("no column {name}"))
-    };
-    let text = |name: &str| match field(name)? {
+fn field(row: &Row, name: &str) -> Result<Field> {
+    let found = row.get_column_iter().find(|(column, _)| column.as_str() == name);
+    found.map(|(_, field)| field.clone()).with_context(|| format!("no column {name}"))
+}
+
+fn text(row: &Row, name: &str) -> Result<String> {
+    match field(row, name)? {
         Field::Str(text) => Ok(text),
         other => bail!("column {name} holds {other:?}"),
-    };
-    let number = |name: &str| match field(name)? {
+    }
+}
+
+fn number(row: &Row, name: &str) -> Result<f64> {
+    match field(row, name)? {
         Field::Double(number) => Ok(number),
         other => bail!("column {name} holds {other:?}"),
-    };
-    let (Field::Long(step), Field::Long(group), Field::Int(sample)) =
-        (field("step")?, field("group")?, field("sample")?)
-    else {
-        bail!("step, group and sample are no numbers");
-    };
+    }
+}
+
+/// Step, group and index of a row.
+fn place(row: &Row) -> Result<(i64, i64, i32)> {
+    match (field(row, "step")?, field(row, "group")?, field(row, "sample")?) {
+        (Field::Long(step), Field::Long(group), Field::Int(sample)) => Ok((step, group, sample)),
+        other => bail!("step, group and sample are {other:?}"),
+    }
+}
+
+fn archived(file: &str, row: &Row) -> Result<Archived> {
+    let (step, group, sample) = place(row)?;
     Ok(Archived {
         file: file.to_owned(),
         step,
-        purpose: text("purpose")?,
+        purpose: text(row, "purpose")?,
         group,
         sample,
-        response: text("response")?,
-        outcome: text("outcome")?,
-        rule: text("rule")?,
-        label: number("label")?,
-        reward: number("reward")?,
+        response: text(row, "response")?,
+        outcome: text(row, "outcome")?,
+        rule: text(row, "rule")?,
+        label: number(row, "label")?,
+        reward: number(row, "reward")?,
     })
+}
+
+/// The row if it is one of training.
+fn trained(row: &Row) -> Result<Option<TrainedSample>> {
+    if text(row, "purpose")? != "train" {
+        return Ok(None);
+    }
+    let optional = |name: &str| match field(row, name)? {
+        Field::Float(value) => Ok(Some(value)),
+        Field::Null => Ok(None),
+        other => bail!("column {name} holds {other:?}"),
+    };
+    let Field::ListInternal(logprobs) = field(row, "logprobs")? else { bail!("the log-probs are no list") };
+    let logprob = |field: &Field| match field {
+        Field::Float(value) => Ok(*value),
+        other => bail!("a log-prob is {other:?}"),
+    };
+    let (step, group, sample) = place(row)?;
+    Ok(Some(TrainedSample {
+        step,
+        group,
+        sample,
+        label: number(row, "label")?,
+        reward: number(row, "reward")?,
+        truncated: text(row, "finish")? == "length",
+        logprobs: logprobs.elements().iter().map(logprob).collect::<Result<_>>()?,
+        score: optional("score")?,
+        coefficient: optional("coefficient")?,
+    }))
 }

@@ -2,7 +2,8 @@
 //!
 //! It has no model. Tokens are a function of the seed, and log-probs one of the token and of the first weight of the folder that was
 //! loaded last, so a test knows what an answer has to be, and new weights are seen in it. Like the real one it freezes requests
-//! while it is paused, names the label of the weights of every token, and is back at `default` after a restart.
+//! while it is paused, names the label of the weights of every token, and is back at `default` after a restart. On demand it keeps
+//! computing with old weights while its checksums change, as vLLM did on a CPU with the output head of tied embeddings.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -72,8 +73,14 @@ pub struct StubState {
     pub paused: bool,
     /// The folder that was loaded last.
     pub folder: Option<String>,
-    /// The first weight of that folder.
+    /// The first weight of that folder, by which it makes checksums.
     pub weight: f32,
+    /// The weight that it computes log-probs with.
+    pub computes_with: f32,
+    /// Share of the weight it computes with that a loaded folder does not change: 0 is right, 1 is stale.
+    pub keeps: f32,
+    /// Largest error of a log-prob; its sign and size are functions of token and weight.
+    pub noise: f32,
     /// Whether loading a folder changes anything.
     pub loads: bool,
     /// Whether it is in development mode.
@@ -113,6 +120,9 @@ impl Default for StubState {
             paused: false,
             folder: None,
             weight: 0.0,
+            computes_with: 0.0,
+            keeps: 0.0,
+            noise: 0.0,
             loads: true,
             dev_mode: true,
             scale_out: true,
@@ -129,6 +139,14 @@ impl Default for StubState {
             running: 0,
             queued: 0,
         }
+    }
+}
+
+impl StubState {
+    /// The log-prob of a token as it computes it now.
+    fn logprob(&self, token: u32) -> f32 {
+        let unit = (mix(u64::from(token) ^ u64::from(self.computes_with.to_bits())) % 2001) as f32 / 1000.0 - 1.0;
+        (stub_logprob(token, self.computes_with) + self.noise * unit).min(0.0)
     }
 }
 
@@ -180,7 +198,8 @@ impl VllmStub {
         {
             let mut state = self.state();
             let fresh = StubState::default();
-            (state.label, state.paused, state.folder, state.weight) = (fresh.label, false, None, 0.0);
+            (state.label, state.paused, state.folder) = (fresh.label, false, None);
+            (state.weight, state.computes_with) = (fresh.weight, fresh.computes_with);
             state.running = 0;
         }
         let mut tries = 0;
@@ -366,6 +385,7 @@ async fn answer(method: &str, path: &str, body: &Value, state: &Mutex<StubState>
             assert!(state.paused, "weights are replaced under running requests");
             state.reloads += 1;
             if state.loads {
+                state.computes_with = state.keeps * state.computes_with + (1.0 - state.keeps) * weight;
                 (state.weight, state.folder) = (weight, Some(folder));
             }
             good(json!({"results": [null]}))
@@ -446,15 +466,11 @@ async fn generate(body: &Value, state: &Mutex<StubState>) -> Result<Answer> {
     anyhow::ensure!(!prompt.is_empty() && params["n"] == 1, "one answer to a prompt of tokens");
     wait_while_paused(state).await;
     if params["prompt_logprobs"] == 0 {
-        let (weight, label) = {
-            let state = lock(state);
-            (state.weight, state.label.clone())
-        };
+        let state = lock(state).clone();
+        let label = &state.label;
         let scored = prompt.iter().enumerate().map(|(place, token)| match place {
             0 => Value::Null,
-            _ => {
-                json!({token.to_string(): {"logprob": stub_logprob(*token, weight), "rank": 1, "decoded_token": null}})
-            }
+            _ => json!({token.to_string(): {"logprob": state.logprob(*token), "rank": 1, "decoded_token": null}}),
         });
         let choice = json!({
             "index": 0, "finish_reason": "length", "stop_reason": null, "token_ids": [1], "logprobs": null,
@@ -483,7 +499,7 @@ async fn generate(body: &Value, state: &Mutex<StubState>) -> Result<Answer> {
         wait_while_paused(state).await;
         let mut state = lock(state);
         state.tokens += 1;
-        logprobs.push(stub_logprob(*token, state.weight));
+        logprobs.push(state.logprob(*token));
         match spans.last_mut() {
             Some((label, _, end)) if *label == state.label => *end = place + 1,
             _ => spans.push((state.label.clone(), place, place + 1)),

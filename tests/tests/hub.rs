@@ -105,6 +105,12 @@ fn a_run_resumes_with_the_commits_that_it_began_with() -> Result<()> {
     ensure!(said.contains("resumed from step 1"), "{said}");
     ensure!(server.seen().is_empty(), "a run that has begun asks for nothing");
     ensure!(fs::read_to_string(job.run_path("hub.json"))? == pins);
+    // A replay of its archive starts from the model that the run started from.
+    let replayed = job.path("replayed").display().to_string();
+    let replay =
+        ["replay", "--job", &spec, "--archive", &run_dir, "--steps", "1", "--threads", "1", "--out", &replayed];
+    let (said, _) = output(program(&job, &server, "pacs-worker", &replay)?, 0)?;
+    ensure!(said.contains("\"saved\"") && server.seen().is_empty(), "{said}");
 
     let checkpoint = job.run_path("checkpoints/step-000002").display().to_string();
     let push = ["push", &checkpoint, "me/mine", "--private", "--json"];
@@ -154,6 +160,46 @@ fn names_of_the_hub_are_looked_at_and_fetched_before_a_run() -> Result<()> {
     offline.env("HF_HUB_OFFLINE", "1");
     let plan: Value = serde_json::from_str(&output(offline, 0)?.0)?;
     ensure!(plan["model"]["parameters"] == 154_432 && plan["data"]["train"]["rows"] == 40, "{plan}");
+    ensure!(server.seen().is_empty(), "offline is offline");
+    Ok(())
+}
+
+#[test]
+fn fine_tuning_on_a_job_finds_its_model_and_its_problems() -> Result<()> {
+    let (server, job) = (hub()?, job()?);
+    let spec = job.write_spec()?.display().to_string();
+    let tune = |out: &str, more: &[&str], offline: bool, code: i32| -> Result<(String, String)> {
+        let out = job.path(out).display().to_string();
+        let fixed =
+            ["sft", "--job", &spec, "--out", &out, "--updates", "1", "--threads", "1", "--precision", "float32"];
+        let mut command = program(&job, &server, "pacs-worker", &[&fixed, more].concat())?;
+        if offline {
+            command.env("HF_HUB_OFFLINE", "1");
+        }
+        output(command, code)
+    };
+    let (_, errors) = tune("none", &[], true, 78)?;
+    ensure!(errors.contains("find model `o/tiny`") && errors.contains("pacs fetch"), "{errors}");
+
+    // Another model takes the place of the job's, which is then not fetched.
+    let other = root().join("tests/golden/models/qwen2-tied").display().to_string();
+    tune("other", &["--model", &other], false, 0)?;
+    let asked: Vec<String> = server.seen().into_iter().map(|seen| seen.line).collect();
+    ensure!(asked.iter().any(|line| line.contains("o/sums")), "{asked:?}");
+    ensure!(!asked.iter().any(|line| line.contains("o/tiny")), "{asked:?}");
+
+    let (said, notes) = tune("tuned", &[], false, 0)?;
+    ensure!(notes.contains("model `o/tiny` of the hub: commit"), "{notes}");
+    ensure!(notes.contains("data `hf://datasets/o/sums/train` of the hub: commit"), "{notes}");
+    let events: Vec<Value> = said.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let rows: Vec<_> = events.iter().filter(|event| event["event"] == "data").map(|event| &event["rows"]).collect();
+    ensure!(rows == [40, 10], "training problems and held-out ones: {said}");
+    let weights = |folder: &str| fs::read(job.path(folder).join("model.safetensors"));
+    ensure!(weights("tuned")? == weights("other")?, "the hub's model is the one in the repository");
+
+    // By now the cache has all of it.
+    server.seen();
+    tune("again", &[], true, 0)?;
     ensure!(server.seen().is_empty(), "offline is offline");
     Ok(())
 }

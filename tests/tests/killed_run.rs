@@ -7,6 +7,8 @@ use pacs_tests::{Job, Run};
 
 /// Enough steps that a machine ten times faster is still running when the last fault comes.
 const STEPS: u64 = 24;
+/// The same for adapters; checkpoints are made after every fifth step.
+const ADAPTER_STEPS: u64 = 12;
 const WORKERS: [&str; 3] = ["rollout-0", "verifier-0", "learner-0"];
 
 fn job(max_lag: i64) -> Result<Job> {
@@ -29,11 +31,25 @@ fn kill_after(mut run: Run, step: u64, phase: Option<&str>) -> Result<()> {
 }
 
 #[test]
-fn a_killed_run_resumes_from_its_journal() -> Result<()> {
-    let undisturbed = job(0)?;
+fn a_killed_run_resumes_from_its_journal_also_in_another_place() -> Result<()> {
+    // With a curriculum the history of problems must survive the kills, too: other draws would end in other weights.
+    let job = || Ok::<_, anyhow::Error>(job(0)?.with("data.difficulty_floor", 0.2).with("data.retire_after", 3));
+    let undisturbed = job()?;
     undisturbed.start()?.wait()?.expect_code(0);
+    let metrics = undisturbed.json_lines("metrics.jsonl")?;
+    ensure!(metrics.iter().any(|line| line["skipped_draws"].as_u64() > Some(0)), "no draw was skipped: {metrics:?}");
 
-    let disturbed = job(0)?;
+    let mut disturbed = job()?;
+    let mut run = disturbed.start()?;
+    run.wait_until("step 2", |status| status["step"].as_u64() >= Some(2))?;
+    // Lose the whole machine before the first checkpoint: kill the workers, too. The folder is copied elsewhere.
+    let workers = WORKERS.map(|name| run.signal_worker(name, Signal::SIGCONT));
+    run.signal(Signal::SIGKILL)?;
+    for worker in workers {
+        worker?.signal(Signal::SIGKILL)?;
+    }
+    run.wait()?;
+    disturbed.move_run("elsewhere")?;
     for (step, phase) in [(1, None), (3, Some("sampling")), (7, Some("training"))] {
         kill_after(disturbed.start()?, step, phase)?;
     }
@@ -54,34 +70,9 @@ fn an_asynchronous_run_resumes_too() -> Result<()> {
     job.check_every_step_once(STEPS)
 }
 
-#[test]
-fn a_copied_run_folder_resumes_in_its_new_place() -> Result<()> {
-    // With a curriculum the history of problems must survive the kills, too: other draws would end in other weights.
-    let job = || Ok::<_, anyhow::Error>(job(0)?.with("data.difficulty_floor", 0.2).with("data.retire_after", 3));
-    let undisturbed = job()?;
-    undisturbed.start()?.wait()?.expect_code(0);
-    let metrics = undisturbed.json_lines("metrics.jsonl")?;
-    ensure!(metrics.iter().any(|line| line["skipped_draws"].as_u64() > Some(0)), "no draw was skipped: {metrics:?}");
-
-    let mut moved = job()?;
-    let mut run = moved.start()?;
-    run.wait_until("step 2", |status| status["step"].as_u64() >= Some(2))?;
-    // Lose the whole machine: kill the workers, too.
-    let workers = WORKERS.map(|name| run.signal_worker(name, Signal::SIGCONT));
-    run.signal(Signal::SIGKILL)?;
-    for worker in workers {
-        worker?.signal(Signal::SIGKILL)?;
-    }
-    run.wait()?;
-    moved.move_run("elsewhere")?;
-    moved.start()?.wait()?.expect_code(0);
-    moved.check_every_step_once(STEPS)?;
-    undisturbed.check_same_weights(&moved, STEPS)
-}
-
 /// Makes an evaluation that takes some seconds: forty problems, and a set with its own answer limit and temperature.
 fn evaluation() -> Result<Job> {
-    let job = Job::tiny()?.with("evaluation.samples_per_problem", 8).with("rollout.max_new_tokens", 48);
+    let job = Job::tiny()?.with("evaluation.samples_per_problem", 4).with("rollout.max_new_tokens", 24);
     let problems = job.path("problems.jsonl").display().to_string();
     let all = toml::Table::from_iter([("path".to_owned(), toml::Value::from(problems.clone()))]);
     let hot = [
@@ -89,8 +80,8 @@ fn evaluation() -> Result<Job> {
         ("limit", 20.into()),
         ("temperature", 5.0.into()),
         ("top_p", 0.9.into()),
-        ("max_new_tokens", 24.into()),
-        ("samples_per_problem", 8.into()),
+        ("max_new_tokens", 12.into()),
+        ("samples_per_problem", 4.into()),
     ];
     let hot: toml::Table = hot.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     let sets = toml::Table::from_iter([("hot".to_owned(), toml::Value::Table(hot))]);
@@ -101,7 +92,7 @@ fn evaluation() -> Result<Job> {
 
 #[test]
 fn an_evaluation_whose_processes_are_all_killed_keeps_its_samples_and_result() -> Result<()> {
-    const SAMPLES: usize = 40 * 8 + 20 * 8;
+    const SAMPLES: usize = 40 * 4 + 20 * 4;
     let undisturbed = evaluation()?;
     let ended = undisturbed.start_evaluation(&[])?.wait()?;
     ended.expect_code(0);
@@ -157,16 +148,18 @@ fn an_evaluation_whose_processes_are_all_killed_keeps_its_samples_and_result() -
 fn a_run_of_adapters_that_is_killed_ends_with_the_same_bits() -> Result<()> {
     let job = || -> Result<Job> {
         let lora = toml::Table::from_iter([("rank".to_owned(), toml::Value::from(4))]);
-        let job = job(0)?.with("model.lora", lora).with("optimizer.learning_rate", 1e-2);
+        // Reproducible kernels take their time, so that few steps suffice.
+        let job = job(0)?.with("batch.steps", ADAPTER_STEPS as i64).with("model.lora", lora);
+        let job = job.with("optimizer.learning_rate", 1e-2);
         Ok(job.with("resources.deterministic", true).with("rollout.kernels", "reference"))
     };
     let undisturbed = job()?;
     undisturbed.start()?.wait()?.expect_code(0);
     let disturbed = job()?;
-    for (step, phase) in [(2, Some("training")), (7, Some("sampling"))] {
+    for (step, phase) in [(2, Some("training")), (6, Some("sampling"))] {
         kill_after(disturbed.start()?, step, phase)?;
     }
     disturbed.start()?.wait()?.expect_code(0);
-    disturbed.check_every_step_once(STEPS)?;
-    undisturbed.check_same_bits(&disturbed, STEPS)
+    disturbed.check_every_step_once(ADAPTER_STEPS)?;
+    undisturbed.check_same_bits(&disturbed, ADAPTER_STEPS)
 }

@@ -7,7 +7,8 @@ use anyhow::{Context, Result, ensure};
 use pacs_tests::program;
 use serde_json::{Value, json};
 
-/// Runs a `pacs-worker bench` command on a random model of 50 million parameters and parses its output.
+/// Runs a `pacs-worker bench` command on a random model of 50 million parameters and parses its output. One thread a rank: how many
+/// there are is not planned for, and other tests run meanwhile.
 fn bench(name: &str, options: &[&str]) -> Result<Vec<Value>> {
     let folder = tempfile::tempdir()?;
     let config = json!({
@@ -19,7 +20,7 @@ fn bench(name: &str, options: &[&str]) -> Result<Vec<Value>> {
     let output = Command::new(program("pacs-worker")?)
         .args(["bench", name, "--random-weights", "--precision", "float32", "--steps", "1", "--model"])
         .arg(folder.path())
-        .args(["--prompt-tokens", "64", "--answer-tokens", "160"])
+        .args(["--threads", "1"])
         .args(options)
         .output()
         .context("start pacs-worker")?;
@@ -28,9 +29,10 @@ fn bench(name: &str, options: &[&str]) -> Result<Vec<Value>> {
     text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
 }
 
-/// Step sizes: one whose activations dominate memory, and a smaller, faster one whose state does.
-const LARGE: [&str; 4] = ["--groups", "4", "--samples", "4"];
-const SMALL: [&str; 4] = ["--groups", "2", "--samples", "2"];
+/// Steps whose activations take about as much memory as the state: what is kept of layers shows.
+const LARGE: [&str; 8] = ["--groups", "2", "--samples", "4", "--prompt-tokens", "64", "--answer-tokens", "160"];
+/// Steps whose memory is that of the state.
+const SMALL: [&str; 8] = ["--groups", "2", "--samples", "2", "--prompt-tokens", "16", "--answer-tokens", "32"];
 
 /// Returns the metrics of the last step of `pacs-worker bench train`.
 fn train(options: &[&str]) -> Result<Value> {
@@ -68,7 +70,7 @@ fn used_with_limit(limit: &str, options: &[&str], kept_layers: &[&str]) -> Resul
 
 #[test]
 fn the_plan_is_confirmed_within_ten_percent() -> Result<()> {
-    let share = used_with_limit("1.5", &[], &["memory_kept_layers"])?;
+    let share = used_with_limit("1.13", &[], &["memory_kept_layers"])?;
     assert!(share < 0.9, "recomputation saves nothing: {share}");
     Ok(())
 }
@@ -76,16 +78,18 @@ fn the_plan_is_confirmed_within_ten_percent() -> Result<()> {
 #[test]
 fn the_plan_holds_the_value_model_and_divides_what_is_kept_of_both() -> Result<()> {
     let both = ["memory_kept_layers", "memory_value_model_kept_layers"];
-    let share = used_with_limit("2.2", &["--objective", "ppo"], &both)?;
+    let share = used_with_limit("2.0", &["--objective", "ppo"], &both)?;
     assert!(share < 0.95, "recomputation saves nothing: {share}");
     Ok(())
 }
 
 #[test]
 fn the_plans_of_ranks_that_divide_their_state_are_confirmed_together() -> Result<()> {
-    for (objective, sharding) in [("ppo", "replicated"), ("ppo", "shard_optimizer"), ("pacs", "shard_all")] {
-        let options = ["--ranks", "2", "--threads", "1", "--objective", objective, "--sharding", sharding];
-        let lines = bench("train", &[&SMALL[..], &options].concat())?;
+    for (size, objective, sharding) in
+        [(SMALL, "ppo", "replicated"), (SMALL, "ppo", "shard_optimizer"), (LARGE, "pacs", "shard_all")]
+    {
+        let options = ["--ranks", "2", "--objective", objective, "--sharding", sharding];
+        let lines = bench("train", &[&size[..], &options].concat())?;
         let memory = &lines.last().context("a line")?["host_memory"];
         confirmed(memory, "used_bytes", "planned_bytes", &format!("{objective}, {sharding}"))?;
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use pacs_tests::Job;
+use pacs_tests::{Job, TrainedSample};
 use serde_json::Value;
 
 fn steps(metrics: &[Value]) -> Vec<u64> {
@@ -61,7 +61,7 @@ fn more_learners_give_the_same_model() -> Result<()> {
 /// Steps have several units, so that every rank gets some.
 #[test]
 fn a_deterministic_run_has_the_bits_of_one_learner_with_any_number_of_them() -> Result<()> {
-    let export = |learners: i64, sharding: &str, tokens: i64| -> Result<Vec<u32>> {
+    let export = |learners: i64, sharding: &str, tokens: i64| -> Result<(Vec<u32>, Vec<TrainedSample>)> {
         let job = Job::tiny()?.with("batch.prompts_per_step", 32).with("batch.steps", 2);
         let job = job.with("resources.deterministic", true);
         let job =
@@ -69,12 +69,17 @@ fn a_deterministic_run_has_the_bits_of_one_learner_with_any_number_of_them() -> 
         let job = job.with("batch.micro_batch_tokens", tokens);
         let job = job.with("resources.learners", learners).with("resources.sharding", sharding);
         job.start()?.wait()?.expect_code(0);
-        Ok(job.exported(2)?.into_iter().map(f32::to_bits).collect())
+        Ok((job.exported(2)?.into_iter().map(f32::to_bits).collect(), job.trained_samples()?))
     };
-    let one = export(1, "replicated", 16_384)?;
+    let (one, made_of_samples) = export(1, "replicated", 16_384)?;
+    assert!(
+        made_of_samples.iter().any(|sample| sample.score.is_some_and(|score| score != 0.0)),
+        "no score was archived"
+    );
     for (learners, sharding, tokens) in [(2, "replicated", 700), (4, "shard_optimizer", 16_384), (2, "shard_all", 100)]
     {
-        let several = export(learners, sharding, tokens)?;
+        let (several, samples) = export(learners, sharding, tokens)?;
+        assert!(samples == made_of_samples, "{learners} learners ({sharding}, {tokens} tokens): other scores");
         let different = one.iter().zip(&several).filter(|(one, several)| one != several).count();
         assert_eq!((one.len(), different), (several.len(), 0), "{learners} learners ({sharding}, {tokens} tokens)");
     }

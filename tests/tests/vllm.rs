@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -13,7 +14,7 @@ use pacs_spec::JobSpec;
 use pacs_tests::{StubFault, StubState, VllmStub, root, stub_logprob, stub_tokens};
 use pacs_types::{FinishReason, GroupId, NoiseKey, SampleId, VersionSpan, WeightVersion};
 use pacs_vllm::{VllmEngine, VllmOptions};
-use pacs_weights::{Fetched, HostStore, Received, Transport, VersionId, WeightKind};
+use pacs_weights::{Fetched, HostStore, Probe, Received, Transport, VersionId, WeightKind};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -73,14 +74,25 @@ impl Setup {
         Ok(Self { stubs, engine, attached, outputs, store, end, layout, folder })
     }
 
-    /// Publishes a version whose first weight is `weight`, and gives it to the engine.
+    /// Publishes a version whose first weight is `weight`, and gives it to the engine without a probe.
     fn install(&self, version: u64, weight: f32) -> Result<VersionId> {
+        self.install_with(version, weight, None)
+    }
+
+    /// As [`Self::install`], with the probe of a step that has moved the first weight from `before` to `weight`.
+    fn install_after(&self, version: u64, [before, weight]: [f32; 2]) -> Result<VersionId> {
+        self.install_with(version, weight, Some(probe(version, [before, weight])?))
+    }
+
+    fn install_with(&self, version: u64, weight: f32, probe: Option<Probe>) -> Result<VersionId> {
         let id = VersionId::new(1, version);
         let mut content = vec![0u8; 4 * self.layout.total()];
         content[..4].copy_from_slice(&weight.to_le_bytes());
         let whole = self.store.publish(id, WeightKind::Float32, &content)?;
         let received = Received { whole, transport: Transport::Shared, fetched: Fetched::default() };
-        let prepared = self.attached.prepare(&received).map_err(|problem| anyhow::anyhow!("{problem:?}"))?;
+        let probe = probe.map(Arc::new);
+        let prepared = self.attached.prepare(&received, probe.as_ref());
+        let prepared = prepared.map_err(|problem| anyhow::anyhow!("{problem:?}"))?;
         self.attached.install(prepared);
         Ok(id)
     }
@@ -88,8 +100,19 @@ impl Setup {
     /// Installs a version and waits until some server serves it.
     async fn serve(&self, version: u64, weight: f32) -> Result<VersionId> {
         let id = self.install(version, weight)?;
+        self.until_served(id).await
+    }
+
+    /// As [`Self::serve`], with the probe of a step.
+    async fn serve_after(&self, version: u64, weights: [f32; 2]) -> Result<VersionId> {
+        let id = self.install_after(version, weights)?;
+        self.until_served(id).await
+    }
+
+    async fn until_served(&self, id: VersionId) -> Result<VersionId> {
         let mut serves = self.attached.serves();
-        timeout(PATIENCE, serves.wait_for(|serves| *serves == Some(id))).await.context("no server serves it")??;
+        let served = timeout(PATIENCE, serves.wait_for(|serves| *serves == Some(id))).await;
+        served.with_context(|| format!("no server serves {id}: {:?}", *self.engine.servers().borrow()))??;
         Ok(id)
     }
 
@@ -151,6 +174,31 @@ impl Setup {
         let surprise: f64 = logprobs.iter().map(|logprob| -f64::from(*logprob)).sum();
         assert!((sample.entropy_sum - surprise).abs() < 1e-6);
     }
+}
+
+/// Checks that each token's log-prob is that of the version which is said to have generated it; `weight` is that version's weight.
+/// Returns the number of versions.
+fn check_spans(finished: &Finished, weight: impl Fn(u64) -> f32) -> usize {
+    let sample = &finished.sample;
+    let mut place = 0;
+    for span in &sample.spans {
+        for _ in 0..span.tokens {
+            assert_eq!(sample.logprobs[place], stub_logprob(sample.tokens[place], weight(span.version.0)));
+            place += 1;
+        }
+    }
+    assert_eq!(place, sample.tokens.len());
+    assert_eq!(sample.version, sample.spans[0].version);
+    sample.spans.len()
+}
+
+/// The probe of a version as a learner with the stub's arithmetic computes it.
+fn probe(version: u64, weights: [f32; 2]) -> Result<Probe> {
+    let answer = 20..44;
+    let tokens = PROMPT.into_iter().chain(answer.clone()).collect();
+    let scored = |weight| answer.clone().map(|token| stub_logprob(token, weight)).collect();
+    let [before, now] = weights.map(scored);
+    Ok(Probe::new(tokens, PROMPT.len(), now, before, WeightVersion(version - 1))?)
 }
 
 fn noise(ticket: u64, index: u32) -> NoiseKey {
@@ -220,18 +268,9 @@ async fn an_update_under_running_requests_names_the_version_of_every_token() -> 
     setup.serve(1, 0.25).await?;
     let samples = setup.samples(24).await?;
     let mut mixed = 0;
-    for Finished { sample, .. } in samples.values() {
-        let mut place = 0;
-        for span in &sample.spans {
-            let weight = if span.version.0 == 0 { 0.125 } else { 0.25 };
-            for _ in 0..span.tokens {
-                assert_eq!(sample.logprobs[place], stub_logprob(sample.tokens[place], weight));
-                place += 1;
-            }
-        }
-        assert_eq!(place, sample.tokens.len());
-        assert_eq!(sample.version, sample.spans[0].version);
-        mixed += usize::from(sample.spans.len() > 1);
+    for finished in samples.values() {
+        let versions = check_spans(finished, |version| if version == 0 { 0.125 } else { 0.25 });
+        mixed += usize::from(versions > 1);
     }
     assert!(mixed > 0, "no request met the update: {:?}", *setup.engine.servers().borrow());
     assert_eq!(setup.stubs[0].state().reloads, 2);
@@ -361,21 +400,133 @@ async fn servers_that_are_not_there_yet_join_when_they_are() -> Result<()> {
     Ok(())
 }
 
+/// The real fault: vLLM on a CPU kept its output head while every checksum changed.
 #[tokio::test]
-async fn a_jump_of_the_recorded_answer_ends_the_run_and_names_both_versions() -> Result<()> {
+async fn a_server_that_keeps_its_weights_is_refused_though_its_checksums_change() -> Result<()> {
+    let slow = StubState { token_ms: 20, ..StubState::default() };
+    let mut setup = Setup::new(vec![slow.clone(), slow], "").await?;
+    setup.serve(0, 0.125).await?;
+    let all_at =
+        |version| move |servers: &[EngineServer]| servers.iter().all(|server| server.weight_version == Some(version));
+    setup.servers_until("both serve version 0", all_at(0)).await?;
+    let first = setup.install_after(1, [0.125, 0.25])?;
+    let servers = setup.servers_until("both serve version 1", all_at(1)).await?;
+    assert!(servers.iter().all(|server| server.probe_error.is_some_and(|error| error < 1e-6)), "{servers:?}");
+
+    // Requests of both servers meet the update.
+    setup.stubs[0].state().keeps = 1.0;
+    for ticket in 0..8 {
+        setup.ask(ticket, 4, first)?;
+    }
+    setup.running(0, 1).await?;
+    let second = setup.install_after(2, [0.25, 0.5])?;
+    let refused = |servers: &[EngineServer]| servers[0].state == "down" && servers[1].weight_version == Some(2);
+    let servers = setup.servers_until("one is refused", refused).await?;
+    for words in [
+        "it holds other weights than it was given",
+        "2.5e-1 nats per token from the learner's under version 2 of generation 1",
+        "0.0e0 from those under version 1 of generation 1",
+        "2.5e-1 apart",
+    ] {
+        assert!(servers[0].error.contains(words), "{words}: {}", servers[0].error);
+    }
+    assert!((servers[0].probe_error.context("it was probed")? - 0.25).abs() < 1e-6, "{servers:?}");
+    {
+        let stub = setup.stubs[0].state();
+        assert_eq!((stub.weight, stub.computes_with), (0.5, 0.25), "its checksums are those of the new weights");
+    }
+
+    // Nothing that it generated under the name of the new version gets out.
+    let samples = setup.samples(32).await?;
+    for finished in samples.values() {
+        check_spans(finished, |version| if version == 1 { 0.25 } else { 0.5 });
+    }
+    let before = setup.stubs[0].state().requests.len();
+    for ticket in 10..18 {
+        setup.ask(ticket, 4, second)?;
+    }
+    setup.samples(32).await?.values().for_each(|finished| setup.check(finished, 2, 0.5));
+    assert_eq!(setup.stubs[0].state().requests.len(), before, "it was given work");
+
+    setup.stubs[0].state().keeps = 0.0;
+    setup.servers_until("it is used again", all_at(2)).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_is_stale_in_part_or_was_away_is_refused_until_it_computes_with_what_it_is_given() -> Result<()> {
+    let mut setup = Setup::new(stubs(1), "").await?;
+    setup.serve(0, 0.125).await?;
+    // A new embedding and an old head.
+    setup.stubs[0].state().keeps = 0.5;
+    setup.install_after(1, [0.125, 0.1875])?;
+    let refusal = "are further off than its noise explains";
+    setup.servers_until("a refusal", |servers| servers[0].error.contains(refusal)).await?;
+    assert_eq!(*setup.attached.serves().borrow(), Some(VersionId::new(1, 0)));
+    setup.stubs[0].state().keeps = 0.0;
+    setup.until_served(VersionId::new(1, 1)).await?;
+
+    // It is away for four versions, and returns with the weights it was started with, which are neither version.
+    setup.stubs[0].kill();
+    let weight = |version: u64| 0.125 + 0.0625 * version as f32;
+    for version in 2..=5 {
+        setup.install_after(version, [weight(version - 1), weight(version)])?;
+    }
+    setup.stubs[0].state().keeps = 1.0;
+    setup.stubs[0].restart().await?;
+    let refusal = "from the learner's under version 5 of generation 1";
+    setup.servers_until("a refusal", |servers| servers[0].error.contains(refusal)).await?;
+    assert_eq!(*setup.attached.serves().borrow(), Some(VersionId::new(1, 1)));
+    setup.stubs[0].state().keeps = 0.0;
+    let version = setup.until_served(VersionId::new(1, 5)).await?;
+    setup.ask(1, 4, version)?;
+    setup.samples(4).await?.values().for_each(|finished| setup.check(finished, 5, weight(5)));
+
+    // A good one that was away is taken as it is.
+    setup.stubs[0].kill();
+    for version in 6..=8 {
+        setup.install_after(version, [weight(version - 1), weight(version)])?;
+    }
+    let reloads = setup.stubs[0].state().reloads;
+    setup.stubs[0].restart().await?;
+    setup.until_served(VersionId::new(1, 8)).await?;
+    assert_eq!(setup.stubs[0].state().reloads, reloads + 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_noisy_server_serves_version_after_version() -> Result<()> {
+    let noisy = StubState { noise: 0.02, ..StubState::default() };
+    let mut setup = Setup::new(vec![noisy], "").await?;
+    setup.serve(0, 0.125).await?;
+    let mut before = 0.125;
+    for (version, change) in (1..).zip([0.1, 1e-3, 1e-4, 0.05, 0.0, 1e-3, 0.02, 5e-3, 1e-3, 0.1]) {
+        let weight = before + change;
+        setup.serve_after(version, [before, weight]).await?;
+        before = weight;
+        let servers = setup.servers_until("its probe", |servers| servers[0].probe_error.is_some()).await?;
+        let error = servers[0].probe_error.context("it was probed")?;
+        assert!((2e-3..2e-2).contains(&error) && servers[0].error.is_empty(), "version {version}: {servers:?}");
+    }
+    assert_eq!(setup.stubs[0].state().reloads, 11);
+    setup.ask(1, 4, VersionId::new(1, 10))?;
+    setup.samples(4).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_error_beyond_the_limit_ends_the_run_and_names_both_versions() -> Result<()> {
     let mut setup = Setup::new(stubs(1), "").await?;
     let version = setup.serve(4, 0.125).await?;
     setup.ask(1, 8, version)?;
     setup.samples(8).await?;
-    setup.serve(5, 0.25).await?;
-    setup.ask(2, 4, version)?;
-    setup.samples(4).await?;
-    setup.install(6, 30.0)?;
+    // The learner computes with other weights than the folder has, under both versions.
+    setup.install_with(5, 0.5, Some(probe(5, [30.001, 30.0])?))?;
     // Nothing that was generated with them gets out.
-    setup.ask(3, 4, VersionId::new(1, 6))?;
+    setup.ask(2, 4, VersionId::new(1, 5))?;
     let Output::Refused(problem) = setup.output().await? else { bail!("it continues") };
-    assert!(problem.contains("from version 5 of generation 1 to version 6 of generation 1"), "{problem}");
-    assert!(problem.contains("29.750 nats per token"), "{problem}");
+    assert!(problem.contains("from version 4 of generation 1 to version 5 of generation 1"), "{problem}");
+    assert!(problem.contains("29.500 nats per token") && problem.contains("`rollout.vllm.max_probe_error` is 0.5"));
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! Whole runs whose samples vLLM servers generate: on stubs always, and on a real server where `PACS_TEST_VLLM` names the `vllm` program
 //! (docs/ENGINES.md says how to install one for the CPU).
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -15,8 +16,8 @@ use serde_json::Value;
 /// Deadline for a real server to start: it compiles on its first start.
 const SERVER_DEADLINE: Duration = Duration::from_secs(900);
 
-/// The tiny job with its samples from servers, which have an output head of their own or not.
-fn job(endpoints: &[String], steps: i64, untied_head: bool) -> Result<Job> {
+/// The tiny job with its samples from servers, and one more key of `[rollout.vllm]`.
+fn job(endpoints: &[String], steps: i64, (key, value): (&str, toml::Value)) -> Result<Job> {
     let endpoints: Vec<toml::Value> = endpoints.iter().map(|endpoint| endpoint.as_str().into()).collect();
     let job = Job::tiny()?.with("rollout.engine", "vllm").with("rollout.temperature", 1.0);
     let weights = job.path("weights").display().to_string();
@@ -24,10 +25,15 @@ fn job(endpoints: &[String], steps: i64, untied_head: bool) -> Result<Job> {
         ("endpoints".to_owned(), endpoints.into()),
         ("weights_dir".to_owned(), toml::Value::from(weights)),
         ("request_seconds".to_owned(), 60.into()),
-        ("untied_head".to_owned(), untied_head.into()),
+        (key.to_owned(), value),
     ]);
     let job = job.with("rollout.vllm", vllm).with("batch.steps", steps);
     Ok(job.with("evaluation.before", false).with("evaluation.after", false))
+}
+
+/// What jobs on stubs need: a stub has no model, so its log-probs are not those of the learner.
+fn of_stubs() -> (&'static str, toml::Value) {
+    ("max_probe_error", 100.0.into())
 }
 
 fn servers(status: &Value) -> Vec<Value> {
@@ -48,7 +54,7 @@ fn a_run_on_servers_survives_the_loss_of_its_worker_and_of_a_server() -> Result<
         // So slow that faults meet requests.
         stubs.push(runtime.block_on(VllmStub::start(StubState { token_ms: 2, ..StubState::default() }))?);
     }
-    let job = job(&stubs.iter().map(VllmStub::url).collect::<Vec<_>>(), STEPS, false)?;
+    let job = job(&stubs.iter().map(VllmStub::url).collect::<Vec<_>>(), STEPS, of_stubs())?;
     let mut run = job.start()?;
     let ready = |status: &Value| servers(status).iter().filter(|server| server["state"] == "ready").count() == 2;
     let status = run.wait_until("two ready servers", ready)?;
@@ -56,6 +62,8 @@ fn a_run_on_servers_survives_the_loss_of_its_worker_and_of_a_server() -> Result<
     assert_eq!(shown[0]["address"], stubs[0].url().as_str());
     assert_eq!(shown[0]["error"], "");
     wait_for_step(&mut run, 2)?;
+    let probed = |status: &Value| servers(status).iter().any(|server| server["probe_error"].as_f64() > Some(0.0));
+    run.wait_until("a probe of the learner on a server", probed)?;
     run.kill_worker("rollout-0")?;
     wait_for_step(&mut run, 5)?;
     stubs[0].kill();
@@ -82,7 +90,7 @@ fn each_engine_refuses_the_worker_of_the_other() -> Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     let stub = runtime.block_on(VllmStub::start(StubState::default()))?;
     for (vllm, binary) in [(true, "pacs-worker"), (false, "pacs")] {
-        let job = if vllm { job(&[stub.url()], 1, false)? } else { Job::tiny()? };
+        let job = if vllm { job(&[stub.url()], 1, of_stubs())? } else { Job::tiny()? };
         let job = job.with("resources.rollouts", 0);
         let mut run = job.start()?;
         run.wait_until("a coordinator", |status| status["step"] == 0)?;
@@ -177,6 +185,24 @@ fn healthy(port: u16) -> bool {
     asked && stream.read_exact(&mut head).is_ok() && head.ends_with(b"200")
 }
 
+/// The largest error of each version's probe, by the debug log of the rollout workers (nats per token).
+fn probe_errors(job: &Job) -> Result<BTreeMap<u64, f64>> {
+    let mut errors = BTreeMap::new();
+    for (_, text) in job.logs()?.into_iter().filter(|(name, _)| name.starts_with("rollout-0")) {
+        for line in text.lines().filter(|line| line.contains("probe scored")) {
+            let field = |name: &str| {
+                let rest = line.split_once(name)?.1;
+                rest.split_whitespace().next()
+            };
+            let version = field(" to=version ").context("a version")?.parse::<u64>()?;
+            let error = field(" error=").context("an error")?.parse::<f64>()?;
+            let largest = errors.entry(version).or_insert(error);
+            *largest = error.max(*largest);
+        }
+    }
+    Ok(errors)
+}
+
 #[test]
 fn a_run_on_a_real_server_agrees_with_the_learner() -> Result<()> {
     const STEPS: i64 = 8;
@@ -194,9 +220,10 @@ fn a_run_on_a_real_server_agrees_with_the_learner() -> Result<()> {
         ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     }
     let mut server = Server::start(&vllm, &model, &["--max-model-len", "200"])?;
-    let job = job(&[server.url()], STEPS, true)?.with("model.path", model).with("model.precision", "float32");
+    let untied_head = ("untied_head", true.into());
+    let job = job(&[server.url()], STEPS, untied_head)?.with("model.path", model).with("model.precision", "float32");
     let job = job.with("data.max_prompt_tokens", 128).with("resources.threads", 1);
-    let mut run = job.start()?;
+    let mut run = job.start_with_debug_log()?;
     // The head that this server computes with would never change.
     let refused = |status: &Value| {
         servers(status).iter().any(|server| server["error"].as_str().is_some_and(|error| error.contains("model untie")))
@@ -218,5 +245,12 @@ fn a_run_on_a_real_server_agrees_with_the_learner() -> Result<()> {
     // Two implementations in float32, each with its own order of additions.
     ensure!(compared.iter().all(|mismatch| *mismatch < 1e-3), "log-probs disagree: {compared:?}");
     println!("mean log-prob mismatch of {} steps: {compared:?}", compared.len());
+    let probed = probe_errors(&job)?;
+    println!("error of each version's probe: {probed:?}");
+    // The last version is not generated with, so nobody waits for it.
+    for version in 1..u64::try_from(STEPS)? {
+        let error = probed.get(&version).with_context(|| format!("version {version} was not probed: {probed:?}"))?;
+        ensure!(*error < 1e-4, "the server does not compute with version {version}: {probed:?}");
+    }
     Ok(())
 }

@@ -36,6 +36,12 @@ pub(crate) fn centred(values: &[f64]) -> Vec<f64> {
     values.iter().map(|value| (value - pivot) - mean).collect()
 }
 
+/// Mean of `values`; 0 of none. Equal values have exactly their value as mean, as in [`centred`].
+pub(crate) fn mean_of(values: &[f64]) -> f64 {
+    let Some(&pivot) = values.first() else { return 0.0 };
+    pivot + values.iter().map(|value| value - pivot).sum::<f64>() / values.len() as f64
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -46,6 +52,7 @@ mod tests {
         #[test]
         fn equal_values_have_no_deviation(value in -1e6..1e6f64, n in 1usize..20) {
             prop_assert!(centred(&vec![value; n]).iter().all(|&deviation| deviation == 0.0));
+            prop_assert_eq!(mean_of(&vec![value; n]), value);
         }
 
         #[test]

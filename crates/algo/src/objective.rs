@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use crate::group::mean_of;
 use crate::metrics::ObjectiveMetrics;
 use crate::objectives::pacs::{PacsStep, Sequence, pacs};
 use crate::policy::importance::held;
@@ -102,6 +103,10 @@ pub enum UpdateState {
 pub struct SequenceOutcome {
     /// Share of the mini-batch's loss; shares add up over sequences and ranks.
     pub loss: f64,
+    /// What the objective compares with the verdict: the score of PACS, the logit of REAL, the mean log-prob of DisCO,
+    /// and for policy gradients the mean advantage of the answer's tokens, also where they are masked out. `None` for
+    /// an external program, which names none.
+    pub score: Option<f64>,
     /// Derivative of the mini-batch's loss by the new log-prob of each token. Exactly 0 for all tokens if the answer
     /// needs no backward pass.
     pub dloss_dlogprob: Vec<f64>,
@@ -332,6 +337,7 @@ impl Objective {
                 let answer = Placed::new(index, info, tokens);
                 let mut outcome = SequenceOutcome::zeroed(info.tokens as usize);
                 outcome.loss = step.sequence_loss[index] / step.sequence_loss.len() as f64;
+                outcome.score = Some(step.score[index]);
                 outcome.dloss_dlogprob.fill(step.dloss_dlogprob[index]);
                 if config.reward_method == RewardMethod::LogRatio {
                     let new = answer.new_logprobs()?;
@@ -356,6 +362,7 @@ impl Objective {
                 outcome.dloss_dlogprob.fill(step.dloss_dlogprob[index]);
                 let new = answer.new_logprobs()?;
                 let old = answer.old_logprobs()?;
+                outcome.score = self.score_of_sums(new.iter().sum(), old.iter().sum(), info.tokens);
                 let log_ratios: Vec<f64> = new.iter().zip(old).map(|(new, old)| new - old).collect();
                 outcome.metrics.add_ratios(&log_ratios);
                 Ok(outcome)
@@ -364,6 +371,15 @@ impl Objective {
                 config.sequence(normaliser, index, info, advantages, tokens)
             }
             _ => unreachable!("the state is that of another objective"),
+        }
+    }
+
+    /// Score of an answer under objectives that compute it from its own log-prob sums; `None` for others.
+    fn score_of_sums(&self, new: f64, old: f64, tokens: u32) -> Option<f64> {
+        match self {
+            Self::Real(config) => Some((new - old) / (f64::from(tokens) * config.tau)),
+            Self::Disco(_) => Some(new / f64::from(tokens)),
+            Self::Pacs(_) | Self::External | Self::Policy(_) => None,
         }
     }
 
@@ -479,6 +495,17 @@ fn log_weight(weights: &ImportanceWeights, sums: LogprobSums, tokens: u32) -> f6
 impl SequenceOutcome {
     pub(crate) fn zeroed(tokens: usize) -> Self {
         Self { dloss_dlogprob: vec![0.0; tokens], ..Self::default() }
+    }
+
+    /// Returns the weight of the answer's log-prob in the update: minus the mean over its tokens of `dloss_dlogprob`.
+    /// Positive makes the answer more probable, under every objective; 0 without a gradient.
+    ///
+    /// Under PACS it is minus the total derivative of the loss by the answer's summed log-prob. An entropy bonus, the
+    /// learning rate and gradient clipping have no part in it.
+    #[must_use]
+    pub fn coefficient(&self) -> f64 {
+        // Not a negation, which would turn 0 into -0.
+        0.0 - mean_of(&self.dloss_dlogprob)
     }
 
     pub(crate) fn finite(self, index: usize, group: u64) -> Result<Self, ObjectiveError> {

@@ -288,6 +288,67 @@ fn one_family_holds_the_first_updates_of_its_kin() {
     }
 }
 
+/// What samples are shown with. The right answer has become more probable and the wrong one less.
+#[test]
+fn scores_are_what_verdicts_are_compared_with_and_coefficients_have_one_sign() {
+    let batch = Batch(vec![
+        sample(0, 1.0, false, &[(-1.0, 0.1, 0.0, 0.0), (-2.0, 0.05, 0.0, 0.0)]),
+        sample(0, 0.0, false, &[(-1.0, -0.05, 0.0, 0.0)]),
+    ]);
+    let pacs = PacsConfig {
+        beta: 1.0,
+        score: ScoreEstimator::Rloo,
+        reward_method: RewardMethod::LogRatio,
+        label_weights: LabelWeights::Question,
+        actor_term: false,
+        importance: None,
+    };
+    let undiscounted = AdvantageEstimator::ReinforcePp { gamma: 1.0 };
+    let discounted = AdvantageEstimator::ReinforcePp { gamma: 0.5 };
+    // Whitening: three tokens with returns of 1 or 0.5, 1 and 0.
+    let whitened = |returns: [f64; 3]| {
+        let mean = returns.iter().sum::<f64>() / 3.0;
+        let deviation = (returns.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / 2.0).sqrt();
+        let [first, second, wrong] = returns.map(|value| (value - mean) / deviation);
+        [(first + second) / 2.0, wrong]
+    };
+    let half = 0.5f64.sqrt();
+    for (name, objective, scores) in [
+        ("pacs", Objective::Pacs(pacs), [0.2, -0.2]),
+        ("real", Objective::Real(RealConfig { tau: 0.5 }), [0.15, -0.1]),
+        ("disco", Objective::Disco(DiscoConfig { tau: 10.0, delta: 1.0, penalty: 0.0 }), [-1.5, -1.0]),
+        ("grpo", Objective::Policy(grpo()), [half, -half]),
+        ("dr_grpo", Objective::Policy(dr_grpo(32.0)), [0.5, -0.5]),
+        ("rloo", Objective::Policy(rloo()), [1.0, -1.0]),
+        (
+            "reinforce_pp",
+            Objective::Policy(PolicyConfig { advantage: undiscounted, ..reinforce_pp() }),
+            whitened([1.0, 1.0, 0.0]),
+        ),
+        (
+            "reinforce_pp, discounted",
+            Objective::Policy(PolicyConfig { advantage: discounted, ..reinforce_pp() }),
+            whitened([0.5, 1.0, 0.0]),
+        ),
+    ] {
+        let step = objective.evaluate(&batch.answers()).unwrap();
+        for (sequence, score) in step.sequences.iter().zip(scores) {
+            let seen = sequence.score.unwrap();
+            assert!((seen - score).abs() < 2e-6, "{name}: the score is {seen}, not {score}");
+        }
+        let coefficients: Vec<f64> = step.sequences.iter().map(|sequence| sequence.coefficient()).collect();
+        assert!(coefficients[0] > 0.0 && coefficients[1] < 0.0, "{name}: {coefficients:?}");
+        let slopes = &step.sequences[0].dloss_dlogprob;
+        assert!((coefficients[0] + (slopes[0] + slopes[1]) / 2.0).abs() < 1e-12, "{name}: {coefficients:?}");
+    }
+    // The derivative of the mean cross entropy by the log-prob sum, through both scores: 1 - sigmoid(0.2).
+    let step = Objective::Pacs(pacs).evaluate(&batch.answers()).unwrap();
+    let expected = 1.0 / (1.0 + 0.2f64.exp());
+    for (sequence, expected) in step.sequences.iter().zip([expected, -expected]) {
+        assert!((sequence.coefficient() - expected).abs() < 1e-12, "{}, not {expected}", sequence.coefficient());
+    }
+}
+
 #[test]
 fn an_entropy_bonus_rewards_entropy() {
     let batch = Batch(vec![

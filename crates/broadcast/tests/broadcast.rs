@@ -58,7 +58,8 @@ impl Learner {
     }
 
     fn announcement(&self, whole: &Whole) -> Announcement {
-        Announcement { description: whole.description().clone(), address: self.server.address().to_string() }
+        let address = self.server.address().to_string();
+        Announcement { description: whole.description().clone(), address, probe: None }
     }
 }
 

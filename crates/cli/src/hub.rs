@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use pacs_hub::{Hub, HubError, Meter, Part, Pins, Progress, PushOptions, Resolver, Settings};
+use pacs_hub::{Hub, HubError, Meter, Part, Pins, Progress, PushOptions, Resolver, Settings, Unresolved};
 use pacs_runtime::Exit;
 use pacs_spec::{HubRepo, JobSpec, snapshot_of};
 use serde_json::json;
@@ -39,7 +39,7 @@ pub(crate) fn session<T>(
 impl Session<'_> {
     /// The folder of a model.
     pub(crate) fn model(&mut self, path: &Path, part: Part) -> Result<PathBuf, Failure> {
-        self.resolver.model(path, part).map_err(|error| model_failure(path, error))
+        self.resolver.model(path, part).map_err(|error| unresolved(Unresolved::model(path, error)))
     }
 
     /// The file of a source.
@@ -49,12 +49,7 @@ impl Session<'_> {
 
     /// Turns the names of a job into paths.
     pub(crate) fn job(&mut self, spec: &mut JobSpec, part: Part) -> Result<(), Failure> {
-        spec.model.path = self.model(&spec.model.path, part)?;
-        self.sources(spec).map_err(|error| failure(error).doing("find the job's problems"))
-    }
-
-    fn sources(&mut self, spec: &mut JobSpec) -> Result<(), HubError> {
-        pacs_hub::resolve_sources(spec, &mut self.resolver)
+        pacs_hub::resolve_job(spec, part, &mut self.resolver).map_err(unresolved)
     }
 
     /// The same for a command that looks at as much of a job as is there: a hub that cannot be reached is said, and is no failure.
@@ -66,12 +61,12 @@ impl Session<'_> {
         match self.resolver.model(&spec.model.path, part) {
             Ok(folder) => spec.model.path = folder,
             Err(error) if is_out_of_reach(&error) => not_looked_at("the model is", error),
-            Err(error) => return Err(model_failure(&spec.model.path, error)),
+            Err(error) => return Err(unresolved(Unresolved::model(&spec.model.path, error))),
         }
-        match self.sources(spec) {
+        match pacs_hub::resolve_sources(spec, &mut self.resolver) {
             Ok(()) => {}
             Err(error) if is_out_of_reach(&error) => not_looked_at("the problems are", error),
-            Err(error) => return Err(failure(error).doing("find the job's problems")),
+            Err(error) => return Err(unresolved(Unresolved::problems(error))),
         }
         Ok(())
     }
@@ -88,12 +83,8 @@ fn failure(error: HubError) -> Failure {
     }
 }
 
-fn model_failure(path: &Path, error: HubError) -> Failure {
-    let what = match HubRepo::is_explicit(path) || HubRepo::of_model(path).is_none() {
-        true => format!("find model `{}`", path.display()),
-        false => format!("find model `{}`, which is no folder here", path.display()),
-    };
-    failure(error).doing(what)
+fn unresolved(Unresolved { doing, error }: Unresolved) -> Failure {
+    failure(*error).doing(doing)
 }
 
 /// A model's path as it is shown: one of the cache by its name and commit.

@@ -8,7 +8,7 @@ use anyhow::anyhow;
 use pacs_data::Prompter;
 use pacs_hub::Part;
 use pacs_runtime::Exit;
-use pacs_shape::{Activation, EndToken, LayerRotation, ModelConfig, RopeScaling, Rotary, Windows};
+use pacs_shape::{Activation, EndToken, LayerRotation, ModelConfig, RopeScaling, Rotary, WeightFiles, Windows};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -80,7 +80,7 @@ pub(crate) fn untie(arguments: &ModelUntie) -> Result<Exit, Failure> {
 fn understand(dir: &Path) -> Result<Understood, Failure> {
     let failed = |error: anyhow::Error| Failure::config(error).doing(format!("read model `{}`", dir.display()));
     let config = ModelConfig::read(dir).map_err(|error| failed(error.into()))?;
-    let parameters = match model_folder::has_weights(dir) {
+    let parameters = match WeightFiles::are_in(dir) {
         true => Some(model_folder::inspect(dir).map_err(failed)?.parameters),
         false => None,
     };
@@ -117,10 +117,10 @@ fn understand(dir: &Path) -> Result<Understood, Failure> {
     if parameters.is_none() {
         assumptions.push("no weights yet".to_owned());
     }
-    if let RopeScaling::LongRope { .. } = config.rotary[0].scaling {
+    if config.most_positions() > config.max_positions {
         let end = config.max_positions;
         assumptions.push(format!(
-            "sequences end at {end} tokens, where `short_factor` does; `long_factor` is not computed with"
+            "a job whose sequences end at {end} tokens rotates them by `short_factor`, any other all of its sequences by `long_factor`"
         ));
     }
     let text = |key: &str| raw.get(key).and_then(Value::as_str);
@@ -132,7 +132,7 @@ fn understand(dir: &Path) -> Result<Understood, Failure> {
         layers: config.layers,
         hidden: config.hidden,
         heads: [config.heads, config.kv_heads, config.head_dim],
-        max_positions: config.max_positions,
+        max_positions: config.most_positions(),
         rope: rope(&config),
         attention: attention(&config),
         experts: experts(&config),
@@ -377,12 +377,12 @@ mod tests {
         "#]]
         .assert_eq(&of("gemma3"));
         expect![[r#"
-            positions   256, rotary embedding with base 10000, longrope with magnitude 1.0607, of 12 of 16 elements of a head
+            positions   512, rotary embedding with base 10000, longrope with magnitude 1.0607, of 12 of 16 elements of a head
             attention   a window of 40 tokens in 2 of 2 layers
             slower      on a CPU a rotation of part of each head, by tensor operations
             slower      on a GPU everything, by tensor operations: there are no kernels for attention within a window
             assumed     config.json does not say `head_dim`: 16
-            assumed     sequences end at 256 tokens, where `short_factor` does; `long_factor` is not computed with
+            assumed     a job whose sequences end at 256 tokens rotates them by `short_factor`, any other all of its sequences by `long_factor`
         "#]]
         .assert_eq(&of("phi3"));
         expect![[r#"

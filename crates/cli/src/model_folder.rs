@@ -1,10 +1,10 @@
 //! Checks of a model folder that need no libtorch: configuration, tokenizer, headers of weight files.
 
-use std::fs::{self, File};
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use pacs_shape::{WeightFile, WeightFiles};
 use serde_json::{Map, Value};
 
 /// A model folder that passed the checks.
@@ -27,16 +27,8 @@ pub(crate) fn inspect(dir: &Path) -> Result<ModelFolder> {
     let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("unknown").to_owned();
     let tokenizer = dir.join("tokenizer.json");
     ensure!(tokenizer.exists(), "there is no `{}`", tokenizer.display());
-    let mut parameters = 0;
-    for file in weight_files(dir)? {
-        parameters += parameters_of(&file).with_context(|| format!("read weights `{}`", file.display()))?;
-    }
+    let parameters = WeightFiles::open(dir)?.files.iter().map(WeightFile::elements).sum();
     Ok(ModelFolder { kind, parameters })
-}
-
-/// Returns whether the folder has weight files or an index that names some.
-pub(crate) fn has_weights(dir: &Path) -> bool {
-    ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| dir.join(name).exists())
 }
 
 fn read_object(path: &Path) -> Result<Map<String, Value>> {
@@ -45,54 +37,10 @@ fn read_object(path: &Path) -> Result<Map<String, Value>> {
         .with_context(|| format!("read `{}`", path.display()))
 }
 
-/// Lists `model.safetensors`, else the files that the index names: the same rule as in the loader.
-fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let (whole, index) = (dir.join("model.safetensors"), dir.join("model.safetensors.index.json"));
-    if whole.exists() || !index.exists() {
-        return Ok(vec![whole]);
-    }
-    let object = read_object(&index)?;
-    let Some(map) = object.get("weight_map").and_then(Value::as_object) else {
-        bail!("`{}` has no `weight_map`", index.display());
-    };
-    let mut names: Vec<&str> = map.values().filter_map(Value::as_str).collect();
-    names.sort_unstable();
-    names.dedup();
-    ensure!(!names.is_empty(), "`{}` names no file", index.display());
-    Ok(names.into_iter().map(|name| dir.join(name)).collect())
-}
-
-/// Limit of a header; models of thousands of tensors stay far below it.
-const MAX_HEADER_BYTES: u64 = 100 << 20;
-
-/// Sums the elements of one safetensors file, whose layout is 8 bytes of header length, a JSON header, then the data.
-fn parameters_of(path: &Path) -> Result<u64> {
-    let mut file = File::open(path)?;
-    let length = file.metadata()?.len();
-    let mut size = [0; 8];
-    file.read_exact(&mut size).context("the file is cut off")?;
-    let header_bytes = u64::from_le_bytes(size);
-    let most = length.saturating_sub(8).min(MAX_HEADER_BYTES);
-    ensure!(header_bytes <= most, "no safetensors file: it claims a header of {header_bytes} bytes");
-    let mut header = Vec::new();
-    file.take(header_bytes).read_to_end(&mut header)?;
-    let header: Map<String, Value> = serde_json::from_slice(&header).context("no safetensors file: bad header")?;
-    let (mut parameters, mut end) = (0, 0);
-    for (name, tensor) in header.iter().filter(|(name, _)| *name != "__metadata__") {
-        let numbers = |value: &Value| value.as_array().map(|list| list.iter().filter_map(Value::as_u64).collect());
-        let sizes: Option<Vec<u64>> = numbers(&tensor["shape"]);
-        let offsets: Option<Vec<u64>> = numbers(&tensor["data_offsets"]);
-        let (Some(sizes), Some([_, last])) = (sizes, offsets.as_deref()) else { bail!("tensor `{name}` is garbled") };
-        parameters += sizes.iter().try_fold(1u64, |product, size| product.checked_mul(*size)).unwrap_or(0);
-        end = end.max(*last);
-    }
-    let expected = end.checked_add(8 + header_bytes).context("bad offsets")?;
-    ensure!(length == expected, "the file has {length} bytes, its header says {expected}; fetch or import it again");
-    Ok(parameters)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn golden(model: &str) -> PathBuf {
@@ -126,8 +74,8 @@ mod tests {
         let weights = dir.path().join("model.safetensors");
         let whole = fs::read(&weights).expect("read");
         fs::write(&weights, &whole[..whole.len() - 1]).expect("written");
-        assert!(complaint(dir.path()).contains("bytes, its header says"), "{}", complaint(dir.path()));
+        assert!(complaint(dir.path()).contains("is truncated: tensor `"), "{}", complaint(dir.path()));
         fs::write(&weights, b"garbage, and more of it").expect("written");
-        assert!(complaint(dir.path()).contains("no safetensors file"), "{}", complaint(dir.path()));
+        assert!(complaint(dir.path()).contains("not the size of a safetensors header"), "{}", complaint(dir.path()));
     }
 }

@@ -2,7 +2,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use pacs_data::LoadReport;
-use pacs_shape::ModelConfig;
+use pacs_shape::{ModelConfig, WeightFiles};
 use pacs_spec::{EvaluationSet, GeneratorTask, JobSpec, RolloutEngineKind, SourceSpec, StepWeight};
 use serde_json::{Value, json};
 
@@ -18,6 +18,8 @@ pub(crate) struct Plan<'a> {
     data: Found<LoadReport>,
     /// `None` while the model's configuration cannot be read.
     memory: Option<LearnerMemory>,
+    /// That the job takes the second list of a longrope.
+    long_factors: Option<String>,
     /// For a job that computes on GPUs.
     gpus: Option<Gpus>,
 }
@@ -44,7 +46,7 @@ impl<'a> Plan<'a> {
         let config = path.join("config.json").exists().then(|| ModelConfig::read(path));
         let model = match &config {
             Some(Err(error)) => Found::Broken(error.to_string()),
-            Some(Ok(_)) if !model_folder::has_weights(path) => Found::Absent,
+            Some(Ok(_)) if !WeightFiles::are_in(path) => Found::Absent,
             _ if path.exists() => Found::from(model_folder::inspect(path).map_err(|error| format!("{error:#}"))),
             _ => Found::Absent,
         };
@@ -60,13 +62,15 @@ impl<'a> Plan<'a> {
         };
         let longest = data.usable().map(|report: &LoadReport| report.train.longest_prompt_tokens);
         let prompt_tokens = longest.unwrap_or(spec.data.max_prompt_tokens);
-        let trained = config.and_then(Result::ok).map(|config| spec.model.trained(&config));
+        let config = config.and_then(Result::ok);
+        let long_factors = config.as_ref().and_then(|config| spec.long_factors(config));
+        let trained = config.map(|config| spec.model.trained(&config));
         let model = match &trained {
             Some(Err(error)) => Found::Broken(error.to_string()),
             _ => model,
         };
         let memory = trained.and_then(Result::ok).map(|config| LearnerMemory::of(spec, config, prompt_tokens));
-        Self { spec, model, data, memory, gpus: Gpus::of(spec) }
+        Self { spec, model, data, memory, long_factors, gpus: Gpus::of(spec) }
     }
 
     /// Returns why a run would be refused; `None` when nothing that exists is broken.
@@ -285,8 +289,8 @@ impl fmt::Display for Plan<'_> {
             write!(f, "{memory}")?;
         }
         write_weight(f, spec)?;
-        for advice in spec.advice() {
-            writeln!(f, "note        {advice}")?;
+        for note in spec.advice().into_iter().chain(self.long_factors.clone()) {
+            writeln!(f, "note        {note}")?;
         }
         writeln!(f, "run folder  {}", default_run_dir(spec).display())?;
         if let Some(report) = report {

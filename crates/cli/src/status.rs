@@ -161,9 +161,21 @@ fn workers_table(text: &mut String, status: &GetStatusResponse) {
 /// Appends the table of servers that rollout workers drive.
 fn servers_table(text: &mut String, status: &GetStatusResponse) {
     let mut rows = vec![
-        ["server", "worker", "state", "version", "in flight", "running", "queued", "samples", "discarded", "error"]
-            .map(str::to_owned)
-            .to_vec(),
+        [
+            "server",
+            "worker",
+            "state",
+            "version",
+            "probe error",
+            "in flight",
+            "running",
+            "queued",
+            "samples",
+            "discarded",
+            "error",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
     ];
     for worker in &status.workers {
         for server in &worker.servers {
@@ -172,6 +184,7 @@ fn servers_table(text: &mut String, status: &GetStatusResponse) {
                 worker.name.clone(),
                 server.state.clone(),
                 server.weight_version.map_or("-".to_owned(), |version| version.to_string()),
+                server.probe_error.map_or("-".to_owned(), |error| format!("{error:.1e}")),
                 server.in_flight.to_string(),
                 server.running.to_string(),
                 server.queued.to_string(),

@@ -174,7 +174,7 @@ async fn rollout(services: impl Local, run: Arc<Run>, name: String) -> Result<()
             // All at once, as an engine hands them in: one by one, a step would be as many round trips to the disk.
             let mut calls = JoinSet::new();
             for wanted in &lease.samples {
-                let sample = sample_of(SAMPLE_BYTES, 1000 + wanted.index, version);
+                let sample = sample_of(SAMPLE_BYTES, 100 + wanted.index, version);
                 let (services, request) = (services.clone(), submission(worker_id, &lease, wanted.index, sample));
                 calls.spawn(async move { services.submit_sample(Request::new(request)).await });
             }
@@ -213,7 +213,7 @@ async fn learner(services: impl Local, run: Arc<Run>) -> Result<()> {
             Some(Task::Train(task)) => {
                 run.steps.store(task.step, Ordering::SeqCst);
                 let weights = weights(task.step);
-                Done::Trained(v1::TrainResult { weights, metrics: Default::default(), skipped_updates: 0 })
+                Done::Trained(v1::TrainResult { weights, ..Default::default() })
             }
             Some(Task::Save(_)) => return Ok(()),
             Some(Task::Regroup(regroup)) => return Err(anyhow!("the generation is over: {}", regroup.reason)),

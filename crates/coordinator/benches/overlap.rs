@@ -36,6 +36,12 @@ struct Arguments {
     /// Seconds that the steps take altogether.
     #[arg(long, default_value_t = 10.0)]
     seconds: f64,
+    /// Cost of a step's generation, in multiples of that of its training.
+    #[arg(long, default_value_t = 1.0)]
+    generation: f64,
+    /// Problems that every version is evaluated on, each at the cost of a group of the step; 0: no evaluation.
+    #[arg(long, default_value_t = 0)]
+    evaluation: u32,
     /// Cargo passes it.
     #[arg(long, hide = true)]
     bench: bool,
@@ -46,13 +52,15 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     // The synchronous loop takes two thirds of the time, for a step of it is generation and training.
-    let work = Duration::from_secs_f64(arguments.seconds / (3.0 * STEPS as f64));
+    let training = Duration::from_secs_f64(arguments.seconds / (3.0 * STEPS as f64));
+    let work = Work { training, generation: training.mul_f64(arguments.generation), evaluation: arguments.evaluation };
     let mut measured = Vec::new();
     for max_lag in [0, 1] {
         let step = runtime.block_on(step_time(max_lag, work))?.as_secs_f64();
         let line = json!({
-            "bench": "asynchrony", "max_lag": max_lag, "steps": STEPS, "generation_seconds": work.as_secs_f64(),
-            "training_seconds": work.as_secs_f64(), "step_seconds": step,
+            "bench": "asynchrony", "max_lag": max_lag, "steps": STEPS, "evaluation_problems": work.evaluation,
+            "generation_seconds": work.generation.as_secs_f64(), "training_seconds": work.training.as_secs_f64(),
+            "step_seconds": step,
         });
         println!("{line}");
         measured.push(step);
@@ -62,16 +70,25 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The mean time of a step whose generation costs `work`, and its training, too.
-async fn step_time(max_lag: u32, work: Duration) -> Result<Duration> {
+/// What a step costs.
+#[derive(Clone, Copy)]
+struct Work {
+    generation: Duration,
+    training: Duration,
+    /// Problems of the evaluation after each step, which cost as much as groups of the step.
+    evaluation: u32,
+}
+
+/// The mean time of a step.
+async fn step_time(max_lag: u32, work: Work) -> Result<Duration> {
     let folder = tempfile::tempdir()?;
-    let job = Job { max_lag, ..Job::new(folder.path(), GROUPS, GROUP, WARM_UP + STEPS) };
+    let job = Job { max_lag, evaluation: work.evaluation, ..Job::new(folder.path(), GROUPS, GROUP, WARM_UP + STEPS) };
     let coordinator = Served::start(&job)?;
     let channel = coordinator.channel().await?;
     let mut others = JoinSet::new();
-    others.spawn(rollout(channel.clone(), work / GROUPS));
+    others.spawn(rollout(channel.clone(), work.generation / GROUPS));
     others.spawn(verifier(channel.clone()));
-    let trained = learner(channel, work);
+    let trained = learner(channel, work.training);
     tokio::select! {
         times = trained => {
             let times = times?;
@@ -97,7 +114,7 @@ async fn rollout(channel: RunChannel, group_time: Duration) -> Result<()> {
         for lease in leases {
             tokio::time::sleep(group_time).await;
             for wanted in &lease.samples {
-                let sample = support::sample_of(512, 1000 + wanted.index, lease.min_version);
+                let sample = support::sample_of(512, 100 + wanted.index, lease.min_version);
                 let request = support::submission(worker_id, &lease, wanted.index, sample);
                 let mut client = client.clone();
                 handing_in.spawn(async move { client.submit_sample(request).await.map(drop).map_err(told) });
@@ -135,7 +152,7 @@ async fn learner(channel: RunChannel, work: Duration) -> Result<Vec<Instant>> {
             Some(Task::Train(task)) => {
                 tokio::time::sleep(work).await;
                 let weights = weights(task.step);
-                Done::Trained(v1::TrainResult { weights, metrics: Default::default(), skipped_updates: 0 })
+                Done::Trained(v1::TrainResult { weights, ..Default::default() })
             }
             // Only the last step is saved.
             Some(Task::Save(_)) => return Ok(done),

@@ -41,7 +41,7 @@ struct Arguments {
     /// All samples have the mean length.
     #[arg(long)]
     equal: bool,
-    /// Learner ranks.
+    /// Learner ranks among which each batch is divided.
     #[arg(long, default_value_t = 1)]
     ranks: u32,
     /// Token ids are below this.

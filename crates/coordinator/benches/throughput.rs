@@ -104,7 +104,7 @@ where
     S: WorkerService + RolloutService + Clone,
 {
     let worker_id = register(&services, v1::Role::Rollout, &format!("rollout-{slot}")).await?;
-    let made = support::sample_of(bytes, 1000, 0);
+    let made = support::sample_of(bytes, 100, 0);
     loop {
         let _ = services.heartbeat(Request::new(beat(worker_id))).await;
         let request = v1::LeaseGroupsRequest { worker_id, free_samples: 512, wait_ms: WAIT_MS, request: 0 };
@@ -238,7 +238,7 @@ async fn prepare(channel: RunChannel) -> Result<()> {
 async fn hand_in(channel: RunChannel, slot: u32, bytes: usize, handed_in: Arc<AtomicU64>) -> Result<()> {
     let member = join(&channel, v1::Role::Rollout, &format!("rollout-{slot}")).await?;
     let (worker_id, mut client) = (member.id, RolloutServiceClient::new(channel));
-    let made = support::sample_of(bytes, 1000, 0);
+    let made = support::sample_of(bytes, 100, 0);
     loop {
         let request = v1::LeaseGroupsRequest { worker_id, free_samples: 512, wait_ms: WAIT_MS, request: 0 };
         let leases = client.lease_groups(request).await.map_err(told)?.into_inner().groups;

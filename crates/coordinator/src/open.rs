@@ -41,7 +41,7 @@ pub(crate) fn open(
     let coverage = model.as_ref().ok().zip(trained.as_ref());
     let coverage = coverage.map(|(model, trained)| Coverage::new(&spec, model, trained));
     let checkpoints = Checkpoints::open(&run_dir)?.holding(coverage);
-    let resumed = resume(&checkpoints, &spec)?;
+    let resumed = resume(&checkpoints, &spec, model.as_ref().ok())?;
     let known = ProblemSet::read(&run_dir)?;
     let day = known.as_ref().and_then(ProblemSet::day).unwrap_or_else(Day::today);
     let problems = pacs_data::load_on(&spec, day)?;
@@ -58,6 +58,7 @@ pub(crate) fn open(
         tracing::warn!("{warning}");
         notes.push(warning);
     }
+    notes.extend(model.as_ref().ok().and_then(|model| spec.long_factors(model)));
     if let Err(error) = &model {
         notes.push(format!(
             "batches are shared among learners by their tokens alone, and samples are not checked against the vocabulary: {error}"
@@ -176,7 +177,11 @@ fn misfit(recovered: &Recovered, resumed: Option<&Manifest>) -> Option<String> {
 }
 
 /// The checkpoint to resume from, if there is one.
-fn resume(checkpoints: &Checkpoints, spec: &JobSpec) -> Result<Option<Manifest>, StartError> {
+fn resume(
+    checkpoints: &Checkpoints,
+    spec: &JobSpec,
+    model: Option<&ModelConfig>,
+) -> Result<Option<Manifest>, StartError> {
     let (newest, damages) = checkpoints.newest_valid()?;
     for damage in &damages {
         tracing::error!("a checkpoint was set aside: {damage}");
@@ -194,14 +199,30 @@ fn resume(checkpoints: &Checkpoints, spec: &JobSpec) -> Result<Option<Manifest>,
     })?;
     let (fixed, free): (Vec<_>, Vec<_>) =
         pacs_spec::differences(&old, spec).into_iter().partition(|difference| is_fixed(&difference.path));
-    if !fixed.is_empty() {
-        let changes = fixed.iter().map(ToString::to_string).collect();
+    let mut changes: Vec<String> = fixed.iter().map(ToString::to_string).collect();
+    changes.extend(model.and_then(|model| other_factors(&old, spec, model)));
+    if !changes.is_empty() {
         return Err(StartError::SpecChanged { checkpoint, changes });
     }
     for difference in free {
         tracing::info!("the job spec has changed: {difference}");
     }
     Ok(Some(manifest))
+}
+
+/// Why the model of a resumed run would not be the one that was trained, though all its keys are the same; `None` where it is.
+fn other_factors(old: &JobSpec, new: &JobSpec, model: &ModelConfig) -> Option<String> {
+    let is_long = |spec: &JobSpec| spec.long_factors(model).is_some();
+    (is_long(old) != is_long(new)).then(|| {
+        let factors = |spec: &JobSpec| if is_long(spec) { "long_factor" } else { "short_factor" };
+        format!(
+            "sequences of up to {} tokens, rotated by the model's `{}`, became sequences of up to {}, rotated by `{}`",
+            old.longest_sequence(),
+            factors(old),
+            new.longest_sequence(),
+            factors(new)
+        )
+    })
 }
 
 fn is_fixed(path: &str) -> bool {
@@ -215,6 +236,28 @@ fn is_fixed(path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_keeps_the_factors_of_its_longrope() {
+        let job = |max_new_tokens: u32| {
+            let text = format!(
+                "name = 'a'\nmodel.path = 'm'\ndata.train.path = 't.jsonl'\ndata.evaluation.path = 'e.jsonl'\n\
+                 data.max_prompt_tokens = 56\nrollout.max_new_tokens = {max_new_tokens}"
+            );
+            pacs_spec::parse(&text, std::path::Path::new("a.toml")).expect("a valid job")
+        };
+        let golden = |name: &str| {
+            let models = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models");
+            ModelConfig::read(&models.join(name)).expect("a golden model")
+        };
+        let change = |old, new, model: &str| other_factors(&job(old), &job(new), &golden(model));
+        assert_eq!(change(100, 200, "phi3"), None);
+        assert_eq!(change(201, 300, "phi3"), None);
+        assert_eq!(change(100, 300, "llama3"), None);
+        let said = change(200, 201, "phi3").expect("another list");
+        assert!(said.contains("up to 256 tokens, rotated by the model's `short_factor`"), "{said}");
+        assert!(change(201, 200, "phi3").is_some_and(|said| said.ends_with("rotated by `short_factor`")));
+    }
 
     #[test]
     fn fixed_paths_are_whole_names() {

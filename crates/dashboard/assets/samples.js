@@ -13,6 +13,15 @@ function badge(sample) {
   return el("span", { class: `badge ${kind}` }, `${mark} ${word}`);
 }
 
+/** What the last update made of an answer: its score, and the weight of its log-prob, whose sign says where it was pushed. */
+function signal(sample) {
+  const way = sample.coefficient > 0 ? "↑ pushed up " : sample.coefficient < 0 ? "↓ pushed down " : "not pushed ";
+  return [
+    sample.score !== null && `score ${number(sample.score)}`,
+    sample.coefficient !== null && `${way}(coefficient ${number(sample.coefficient)})`,
+  ];
+}
+
 const where = (sample) =>
   `${sample.set === "evaluation" ? "evaluation" : "training"}${sample.step === null ? ", in flight" : `, step ${sample.step}`}`;
 
@@ -46,6 +55,7 @@ export function samples() {
       prose(sample.response, draws.checked), sample.shortened && "…");
     const facts = [
       sample.reward !== null && `reward ${number(sample.reward)}`,
+      ...signal(sample),
       sample.extracted !== null && `found “${sample.extracted}”`,
       `${sample.tokens} tokens${sample.finish === "length" ? ", cut off" : ""}`,
       sample.tokens > 0 && `entropy ${number(sample.entropy_sum / sample.tokens)}`,
@@ -133,7 +143,8 @@ export function samples() {
     const mean = whole.logprobs.reduce((sum, value) => sum + value, 0) / Math.max(1, whole.logprobs.length);
     replace(dialog,
       el("h2", {}, `Group ${sample.group}, answer ${sample.index} `, badge(sample)),
-      el("p", { class: "soft" }, `${where(sample)} · ${whole.tokens} tokens · mean log-prob ${number(mean)} · reward ${number(whole.reward)}${whole.rule ? ` · ${whole.rule}` : ""}`),
+      el("p", { class: "soft" }, [where(sample), `${whole.tokens} tokens`, `mean log-prob ${number(mean)}`, `reward ${number(whole.reward)}`,
+        ...signal(whole), whole.rule].filter(Boolean).join(" · ")),
       el("p", { class: "levels" }, [0, 1, 2, 3, 4].map((place) =>
         el("span", { class: `l${place}` }, place === 0 ? `surprise below ${LEVELS[0]} nats` : `from ${LEVELS[place - 1]}`))),
       readout, strip,

@@ -143,6 +143,7 @@ pub fn server(server: &v1::EngineServer) -> Value {
         "address": server.address,
         "state": server.state,
         "weight_version": server.weight_version,
+        "probe_error": server.probe_error.map(number),
         "in_flight": server.in_flight,
         "running": server.running,
         "queued": server.queued,
@@ -249,6 +250,8 @@ pub fn sample(sample: &v1::ObservedSample) -> Value {
         "version": sample.version,
         "logprob_sum": sample.logprob_sum.map(number),
         "entropy_sum": number(sample.entropy_sum),
+        "score": sample.score.map(|score| number(score.into())),
+        "coefficient": sample.coefficient.map(|coefficient| number(coefficient.into())),
     })
 }
 

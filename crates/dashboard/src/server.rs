@@ -55,7 +55,7 @@ pub enum ServerError {
     /// The address cannot be listened on.
     #[error("listen on {address}: {error}")]
     Listen {
-        /// The address.
+        /// Address from the options.
         address: SocketAddr,
         /// What the system says.
         error: std::io::Error,

@@ -182,7 +182,7 @@ impl<E: RolloutEngine + 'static> Following<E> {
             let started = std::time::Instant::now();
             let failed = |error: &dyn std::fmt::Display| NotPrepared::Failed(error.to_string());
             let received = host.receiver.receive(&wanted, &find, &flag).map_err(|error| failed(&error))?;
-            let weights = engine.prepare(&received)?;
+            let weights = engine.prepare(&received, wanted.probe.as_ref())?;
             tracing::debug!(
                 generation = id.generation.0,
                 version = id.version.0,

@@ -1,6 +1,8 @@
 //! The trait of rollout engines.
 
-use pacs_weights::{Description, Received, VersionId};
+use std::sync::Arc;
+
+use pacs_weights::{Description, Probe, Received, VersionId};
 use tokio::sync::watch;
 
 use crate::GroupJob;
@@ -56,11 +58,12 @@ pub trait RolloutEngine: Send + Sync {
     /// from now on as after [`Self::install`].
     fn holds(&self, wanted: &Description) -> bool;
 
-    /// Makes a received version ready. Called on a thread that may block, while the engine generates.
+    /// Makes a received version ready. Called on a thread that may block, while the engine generates. `probe` is what was announced
+    /// with the version, by which an engine checks processes that it does not control.
     ///
     /// # Errors
     /// See [`NotPrepared`].
-    fn prepare(&self, received: &Received) -> Result<Self::Weights, NotPrepared>;
+    fn prepare(&self, received: &Received, probe: Option<&Arc<Probe>>) -> Result<Self::Weights, NotPrepared>;
 
     /// Gives it weights, for everything that it generates from now on. Does not wait for them to be in use; that is what
     /// [`Self::serves`] says.

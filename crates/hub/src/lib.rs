@@ -30,5 +30,5 @@ pub use fetch::Progress;
 pub use meter::Meter;
 pub use pins::Pins;
 pub use push::{PushOptions, Pushed, push};
-pub use resolve::{Hub, Part, Resolver, resolve_sources};
+pub use resolve::{Hub, Part, Resolver, Unresolved, resolve_job, resolve_sources};
 pub use settings::{Patience, Settings, Token};

@@ -316,6 +316,42 @@ impl Drop for Resolver<'_> {
     }
 }
 
+/// A name of the hub for which there is no path.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing}: {error}")]
+pub struct Unresolved {
+    /// What was tried, for people: `find model ...`.
+    pub doing: String,
+    /// Why it failed.
+    pub error: Box<HubError>,
+}
+
+impl Unresolved {
+    /// `path` is the model's, as it was given.
+    #[must_use]
+    pub fn model(path: &Path, error: HubError) -> Self {
+        let is_folder_or_explicit = HubRepo::is_explicit(path) || HubRepo::of_model(path).is_none();
+        let but = if is_folder_or_explicit { "" } else { ", which is no folder here" };
+        Self { doing: format!("find model `{}`{but}", path.display()), error: Box::new(error) }
+    }
+
+    /// A set of problems of a job.
+    #[must_use]
+    pub fn problems(error: HubError) -> Self {
+        Self { doing: "find the job's problems".to_owned(), error: Box::new(error) }
+    }
+}
+
+/// Turns all names of the hub in a job into paths of this machine: its model, and the sets of problems that it reads.
+///
+/// # Errors
+/// [`Unresolved`], for the first name that cannot be had.
+pub fn resolve_job(spec: &mut JobSpec, part: Part, resolver: &mut Resolver<'_>) -> Result<(), Unresolved> {
+    let found = resolver.model(&spec.model.path, part);
+    spec.model.path = found.map_err(|error| Unresolved::model(&spec.model.path, error))?;
+    resolve_sources(spec, resolver).map_err(Unresolved::problems)
+}
+
 /// Turns the names of the hub in a job's sets of problems into paths of this machine, for those sets that it reads.
 ///
 /// # Errors

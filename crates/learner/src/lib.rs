@@ -19,6 +19,6 @@ pub use error::{BatchError, CheckpointError, ExternalError, TrainError};
 pub use process::{Backend, LearnerError, LearnerOptions, run};
 pub use settings::{ExternalSettings, LoraSettings, TrainerSettings};
 pub use update::{
-    FineTuneLoss, FineTuneReport, FineTuner, FineTunerSettings, IndexEntry, SequenceTokens, StepReport, Text,
-    TrainBatch, Trainer,
+    FineTuneLoss, FineTuneReport, FineTuner, FineTunerSettings, IndexEntry, SampleSignal, SequenceTokens, StepReport,
+    Text, TrainBatch, Trainer,
 };

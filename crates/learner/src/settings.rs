@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pacs_algo::{LearningRate, Objective};
 use pacs_shape::{Division, Lora};
-use pacs_spec::{JobSpec, ObjectiveKind, ObjectiveSpec, OldLogprobs, OptimizerSpec};
+use pacs_spec::{JobSpec, ObjectiveKind, ObjectiveSpec, OldLogprobs, OptimizerSpec, RolloutEngineKind};
 
 /// Training settings of one rank, from the job spec.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +26,8 @@ pub struct TrainerSettings {
     pub updates: u64,
     /// Temperature of sampling; log-probs are computed at the same one.
     pub temperature: f64,
+    /// Tokens of the longest sequence of the job, which decides between the factors of a longrope.
+    pub longest_sequence: usize,
     /// Token budget of one forward and backward pass.
     pub micro_batch_tokens: usize,
     /// Source of the old policy's log-probs.
@@ -44,6 +46,9 @@ pub struct TrainerSettings {
     pub peak_flops: Option<f64>,
     /// Adapters that are trained in place of the model; `None` when all weights are.
     pub lora: Option<LoraSettings>,
+    /// Whether each step scores one of its sequences, for rollout engines that are checked by it ([`pacs_weights::Probe`]): two short
+    /// forward passes. The weights have the same bits with and without.
+    pub probe: bool,
 }
 
 /// The program of an external objective, from the job spec.
@@ -80,6 +85,7 @@ impl TrainerSettings {
             optimizer: spec.optimizer.clone(),
             updates: spec.batch.steps.saturating_mul(u64::from(spec.batch.mini_batches)),
             temperature: spec.rollout.temperature,
+            longest_sequence: spec.longest_sequence(),
             micro_batch_tokens: spec.batch.micro_batch_tokens as usize,
             old_logprobs: spec.batch.old_logprobs,
             division: Division { sharding: spec.resources.sharding, rank, ranks },
@@ -92,6 +98,7 @@ impl TrainerSettings {
                 path: lora.path.clone(),
                 seed: spec.seed,
             }),
+            probe: spec.rollout.engine == RolloutEngineKind::Vllm,
         }
     }
 

@@ -5,10 +5,9 @@ use std::collections::BTreeSet;
 use pacs_types::{GroupId, WeightVersion};
 
 use crate::machine::Machine;
-use crate::phase::{Evaluation, Phase, Task, Training};
-use crate::pool::{EVALUATION_GROUPS, Pool};
+use crate::phase::{Phase, Task, Training};
 use crate::schedule::{Candidate, Decision, Terms, decide};
-use crate::{Counter, Effect, End, EvaluationSetPlan, StopMode, TaskKind, UniformGroups};
+use crate::{Counter, Effect, End, StopMode, TaskKind, UniformGroups};
 
 /// The transition that `advance` takes from a point between two tasks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +45,7 @@ impl Machine {
         self.fill();
     }
 
-    fn begin_sampling(&mut self) {
+    pub(crate) fn begin_sampling(&mut self) {
         self.enter(Phase::Sampling);
         self.fill();
         self.try_train();
@@ -101,7 +100,7 @@ impl Machine {
         if is_unsaved && self.trials.are_due_at(step + 1) && (!is_tried || self.writing.is_some()) {
             return save(false, false);
         }
-        if self.options.due_sets(step).next().is_some() && !self.evaluated.contains(&step) {
+        if self.must_evaluate() {
             return Next::Evaluate;
         }
         if is_last { save(true, false) } else { Next::Sample }
@@ -109,30 +108,6 @@ impl Machine {
 
     pub(crate) fn new_task(&mut self, kind: TaskKind) -> Task {
         Task { id: self.next_id(), kind, done: BTreeSet::new(), heard: self.now, skipped_updates: 0 }
-    }
-
-    fn begin_evaluation(&mut self) {
-        // Only a job that just evaluates has one. Its model never changes, so the samples are still valid.
-        if let Some(unfinished) = self.unfinished.take() {
-            self.enter(Phase::Evaluating(unfinished));
-            return self.finish_evaluation_if_complete();
-        }
-        let (version, mut pool) = (self.policy_version(), Pool::default());
-        let mut excluded = 0;
-        let sets: Vec<_> = self.options.due_sets(self.position.step).collect();
-        for EvaluationSetPlan { first, plan } in sets {
-            for group in (0..u64::from(plan.problems)).map(|problem| GroupId(EVALUATION_GROUPS + first + problem)) {
-                // A quarantined problem would kill its workers again, so the evaluation is done without it.
-                if self.position.set_aside.contains_key(&group) {
-                    excluded += 1;
-                    continue;
-                }
-                pool.add(group, plan.samples_per_problem, version, self.now);
-            }
-        }
-        let wanted = pool.len();
-        self.enter(Phase::Evaluating(Evaluation { pool, version, wanted, excluded }));
-        self.finish_evaluation_if_complete();
     }
 
     pub(crate) fn policy_version(&self) -> WeightVersion {
@@ -238,19 +213,6 @@ impl Machine {
         self.fill();
     }
 
-    /// Ends the evaluation once every problem has its verdicts.
-    pub(crate) fn finish_evaluation_if_complete(&mut self) {
-        let Phase::Evaluating(evaluation) = &self.phase else { return };
-        if evaluation.pool.complete() < evaluation.wanted {
-            return;
-        }
-        let (groups, excluded) = (evaluation.pool.group_ids().collect(), evaluation.excluded);
-        let step = self.position.step;
-        self.note_evaluated();
-        self.effects.push(Effect::Evaluated { step, groups, excluded });
-        self.advance();
-    }
-
     /// Replaces a complete group without contrast by the next prompt, if the job refills and its budget allows.
     pub(crate) fn refill_if_uniform(&mut self, group: GroupId) {
         let wanted = self.options.uniform_groups == UniformGroups::Refill && self.refills < self.options.max_refills;
@@ -281,7 +243,7 @@ impl Machine {
     /// that only evaluates keeps it, because the model does not change and its samples stay valid.
     pub(crate) fn interrupt(&mut self) {
         match std::mem::replace(&mut self.phase, Phase::Assembling) {
-            Phase::Training(training) => self.pool.put_back(training.groups),
+            Phase::Training(training) | Phase::Ahead(training) => self.pool.put_back(training.groups),
             Phase::Evaluating(mut evaluation) if self.options.evaluation_only => {
                 // Lease holders learn of the end with their next heartbeat and request nothing more.
                 evaluation.pool.end_all_loans();
@@ -306,6 +268,7 @@ impl Machine {
             return;
         }
         self.interrupt();
+        self.discard_evaluation();
         self.enter(Phase::Ended(end.clone()));
         self.effects.push(Effect::Ended(end));
     }
@@ -395,7 +358,7 @@ mod tests {
         assert_eq!(run.machine.measuring(), Some((6, 12)));
         run.generate_all();
         let effects = run.verify_all(|_| Outcome::Wrong);
-        let Some(Effect::Evaluated { step: 0, groups, excluded: 0 }) =
+        let Some(Effect::Evaluated { step: 0, groups, excluded: 0, took: None }) =
             effects.iter().find(|effect| matches!(effect, Effect::Evaluated { .. }))
         else {
             panic!("{effects:?}")

@@ -10,7 +10,6 @@ use pacs_order::{DrawOrder, Evidence};
 use pacs_types::GroupId;
 
 use crate::machine::Machine;
-use crate::phase::Phase;
 use crate::pool::{EVALUATION_GROUPS, Group};
 use crate::{Counter, Effect, Snapshot};
 
@@ -63,7 +62,7 @@ impl Machine {
 
     /// Moves the groups of the finished step into the curriculum's history.
     pub(crate) fn settle_history(&mut self) {
-        let (Some(curriculum), Phase::Training(training)) = (&self.options.curriculum, &self.phase) else { return };
+        let (Some(curriculum), Some(training)) = (&self.options.curriculum, self.phase.training()) else { return };
         for (id, group) in &training.groups {
             self.position.history.note(*id, Evidence::of(group.judged_labels()));
         }

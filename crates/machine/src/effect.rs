@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use pacs_types::{Generation, GroupId, LeaseId, Purpose, Role, SampleId, WorkerId};
 
 use serde::{Deserialize, Serialize};
@@ -63,6 +65,8 @@ pub enum Effect {
         groups: Vec<GroupId>,
         /// Problems left out because they could not be verified.
         excluded: u32,
+        /// Duration, if it ran concurrently with training; `None` for a phase, which the driver times.
+        took: Option<Duration>,
     },
     /// Create an empty folder for the ranks' files. Their task is handed out only after that; a failure is
     /// reported as `CheckpointFailed`.

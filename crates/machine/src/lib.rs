@@ -8,7 +8,7 @@
 //! Start with [`Machine`], then [`Event`] and [`Effect`]. The learners follow one line, `Sampling -> Training`, with
 //! `Evaluating` and `Saving` between steps; `advance.rs` decides what comes next. Independently of it, the pool of
 //! groups in flight fills the slots as they free up; `schedule.rs` decides which groups form a batch, and how old they
-//! may be.
+//! may be. With lag, an evaluation is independent of that line, too (`evaluation.rs`).
 //!
 //! A machine that is restored from one of its snapshots and the [`Record`]s after it equals the original: a step's
 //! record holds everything that the step changed, and is durable before anyone sees the answer or an effect. Time alone
@@ -20,6 +20,7 @@ mod assemble;
 mod counter;
 mod draw;
 mod effect;
+mod evaluation;
 mod event;
 mod handlers;
 mod machine;

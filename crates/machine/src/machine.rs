@@ -96,6 +96,9 @@ pub struct Machine {
     pub(crate) save_tried: Option<u64>,
     /// Steps whose evaluation is done, as far as the job can pass them again.
     pub(crate) evaluated: BTreeSet<u64>,
+    /// The evaluation of the current version that runs concurrently with the next step; see `evaluation.rs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) concurrent: Option<Evaluation>,
     /// A stopped evaluation that the next process continues; only in a job that evaluates and nothing else.
     #[serde(default)]
     pub(crate) unfinished: Option<Evaluation>,
@@ -161,6 +164,7 @@ impl Machine {
             writing: None,
             save_tried: None,
             evaluated,
+            concurrent: None,
             unfinished: None,
             options,
         };
@@ -255,14 +259,14 @@ impl Machine {
 
     /// Samples whose content the run still needs.
     pub fn present(&self) -> impl Iterator<Item = Present> {
-        let evaluated =
-            self.phase.evaluation().or(self.unfinished.as_ref()).map(|evaluation| evaluation.pool.present());
+        let evaluated = self.measured().map(|evaluation| evaluation.pool.present());
         let trained = self.phase.training().map(|training| present(&training.groups));
         let here = self.pool.present().chain(evaluated.into_iter().flatten()).chain(trained.into_iter().flatten());
         here.map(|(sample, lease, verdict)| Present { sample, lease, verdict })
     }
 
-    /// Whether the evaluation after this step is done. For steps before the current one this holds, if one was due.
+    /// Whether the evaluation after this step is done. For steps before the current one this holds, if one was due and
+    /// no stop has abandoned it.
     #[must_use]
     pub fn has_evaluated(&self, step: u64) -> bool {
         step < self.position.step || self.evaluated.contains(&step)
@@ -283,13 +287,14 @@ impl Machine {
         self.phase.kind()
     }
 
-    /// Judged samples and all samples of the evaluation in progress; `None` outside of one.
+    /// Judged samples and all samples of the evaluation in progress, in whatever phase; `None` outside of one.
     #[must_use]
     pub fn measuring(&self) -> Option<(u64, u64)> {
-        self.phase.evaluation().map(|evaluation| evaluation.pool.judged_samples())
+        self.evaluation().map(|evaluation| evaluation.pool.judged_samples())
     }
 
-    /// The step in training, the groups of its batch, and those left out of it.
+    /// The step in training, or finished and held for the concurrent evaluation; the groups of its batch, and those
+    /// left out of it.
     #[must_use]
     pub fn training(&self) -> Option<(u64, Vec<GroupId>, Vec<GroupId>)> {
         let training = self.phase.training()?;
@@ -377,19 +382,23 @@ impl Machine {
     }
 
     /// The evaluation in progress, or the unfinished one that the run continues.
+    fn measured(&self) -> Option<&Evaluation> {
+        self.evaluation().or(self.unfinished.as_ref())
+    }
+
     fn measured_mut(&mut self) -> Option<&mut Evaluation> {
-        self.phase.evaluation_mut().or(self.unfinished.as_mut())
+        self.phase.evaluation_mut().or(self.concurrent.as_mut()).or(self.unfinished.as_mut())
     }
 
     /// All pools of groups in flight: that of an evaluation first, then that of training.
     pub(crate) fn pools(&self) -> impl Iterator<Item = &Pool> {
-        let evaluated = self.phase.evaluation().or(self.unfinished.as_ref()).map(|evaluation| &evaluation.pool);
+        let evaluated = self.measured().map(|evaluation| &evaluation.pool);
         evaluated.into_iter().chain([&self.pool])
     }
 
     pub(crate) fn pools_mut(&mut self) -> impl Iterator<Item = &mut Pool> {
-        let evaluated = self.phase.evaluation_mut().or(self.unfinished.as_mut()).map(|evaluation| &mut evaluation.pool);
-        evaluated.into_iter().chain([&mut self.pool])
+        let evaluated = self.phase.evaluation_mut().or(self.concurrent.as_mut()).or(self.unfinished.as_mut());
+        evaluated.map(|evaluation| &mut evaluation.pool).into_iter().chain([&mut self.pool])
     }
 
     pub(crate) fn is_ended(&self) -> bool {

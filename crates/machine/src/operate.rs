@@ -90,10 +90,10 @@ impl Machine {
     fn checkpoint_now(&mut self) -> Result<String, String> {
         let step = self.position.step;
         let is_on_its_way = self.writing.as_ref().is_some_and(|writing| writing.snapshot.step == step);
-        if is_on_its_way && !matches!(self.phase, Phase::Training(_)) {
+        if is_on_its_way && self.phase.training().is_none() {
             return Ok(format!("asked for the checkpoint of step {step}, which is being written"));
         }
-        if self.position.step <= self.restart.step && !matches!(self.phase, Phase::Training(_)) {
+        if self.position.step <= self.restart.step && self.phase.training().is_none() {
             let step = self.restart.step;
             return Err(format!("there is nothing to save: no step was made since step {step}"));
         }
@@ -161,6 +161,10 @@ impl Machine {
             return;
         }
         self.stop = Some(mode);
+        // Without leases it cannot be completed. `StopMode::Now` discards it with the end of the run.
+        if mode != StopMode::Now && !self.may_lend() {
+            self.abandon_evaluation();
+        }
         match (mode, &self.phase) {
             // Files that are already written become a checkpoint first; otherwise the next process would not find them.
             (StopMode::Now, _) if self.committing().is_some() => self.wait_for_writing(),
@@ -174,9 +178,13 @@ impl Machine {
             (StopMode::Save, Phase::Sampling) => self.advance(),
             // A paused run forms no batch, so it cannot finish the step that it samples, and saves what is trained.
             (StopMode::AfterStep, Phase::Sampling) if self.paused => self.advance(),
-            // These tasks end by themselves, and `next` then chooses a save.
+            (_, Phase::Ahead(_)) if self.concurrent.is_none() => self.finish_step(),
+            // These end by themselves, and `next` then chooses a save.
             (StopMode::AfterStep, Phase::Sampling)
-            | (StopMode::Save | StopMode::AfterStep, Phase::Training(_) | Phase::Saving(_) | Phase::Ended(_)) => {}
+            | (
+                StopMode::Save | StopMode::AfterStep,
+                Phase::Training(_) | Phase::Ahead(_) | Phase::Saving(_) | Phase::Ended(_),
+            ) => {}
         }
     }
 

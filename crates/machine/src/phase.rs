@@ -11,9 +11,11 @@ use crate::{End, TaskKind};
 /// What the learners do. Each phase owns its data; groups and checkpoint in flight are independent of it.
 ///
 /// ```text
-/// Assembling -> Preparing -> Evaluating -> Sampling -> Training -> Saving -> Committing -> … -> Ended
-///      ^------------------------- a learner is lost ------------------------------'
+/// Assembling -> Preparing -> Evaluating -> Sampling -> Training (-> Ahead) -> Saving -> Committing -> … -> Ended
+///      ^----------------------------- a learner is lost ----------------------------------'
 /// ```
+///
+/// With lag, only the evaluation after the last step is a phase; others run concurrently (`evaluation.rs`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Phase {
     /// Waits for enough learners to form a generation.
@@ -26,6 +28,8 @@ pub(crate) enum Phase {
     Sampling,
     /// Ranks compute a step.
     Training(Training),
+    /// All ranks have computed a step, which counts once the concurrent evaluation is complete; the learners are idle.
+    Ahead(Training),
     /// Ranks capture their state for a checkpoint, or write it if the save is not in the background.
     Saving(Task),
     /// Nothing can continue before the checkpoint in flight is durable or given up: the run ends after it, the next
@@ -42,7 +46,7 @@ pub enum PhaseKind {
     Assembling,
     /// Ranks load the starting state.
     Preparing,
-    /// The policy is evaluated.
+    /// The policy is evaluated, and the learners wait for it.
     Evaluating,
     /// The learners wait for a batch.
     Sampling,
@@ -90,7 +94,7 @@ impl Phase {
         match self {
             Self::Assembling => PhaseKind::Assembling,
             Self::Preparing(_) => PhaseKind::Preparing,
-            Self::Evaluating(_) => PhaseKind::Evaluating,
+            Self::Evaluating(_) | Self::Ahead(_) => PhaseKind::Evaluating,
             Self::Sampling => PhaseKind::Sampling,
             Self::Training(_) => PhaseKind::Training,
             Self::Saving(_) => PhaseKind::Saving,
@@ -106,7 +110,12 @@ impl Phase {
         match self {
             Self::Preparing(task) | Self::Saving(task) => Some(task),
             Self::Training(training) => Some(&training.task),
-            Self::Assembling | Self::Evaluating(_) | Self::Sampling | Self::Committing | Self::Ended(_) => None,
+            Self::Assembling
+            | Self::Evaluating(_)
+            | Self::Sampling
+            | Self::Ahead(_)
+            | Self::Committing
+            | Self::Ended(_) => None,
         }
     }
 
@@ -115,14 +124,19 @@ impl Phase {
         match self {
             Self::Preparing(task) | Self::Saving(task) => Some(task),
             Self::Training(training) => Some(&mut training.task),
-            Self::Assembling | Self::Evaluating(_) | Self::Sampling | Self::Committing | Self::Ended(_) => None,
+            Self::Assembling
+            | Self::Evaluating(_)
+            | Self::Sampling
+            | Self::Ahead(_)
+            | Self::Committing
+            | Self::Ended(_) => None,
         }
     }
 
-    /// The step in training; `None` in other phases.
+    /// The step in training, or the one that is trained and does not count yet; `None` in other phases.
     pub(crate) fn training(&self) -> Option<&Training> {
         match self {
-            Self::Training(training) => Some(training),
+            Self::Training(training) | Self::Ahead(training) => Some(training),
             Self::Assembling
             | Self::Preparing(_)
             | Self::Evaluating(_)
@@ -133,7 +147,7 @@ impl Phase {
         }
     }
 
-    /// The evaluation in progress; `None` in other phases.
+    /// The evaluation that the learners wait for as a phase of its own; `None` in other phases.
     pub(crate) fn evaluation(&self) -> Option<&Evaluation> {
         match self {
             Self::Evaluating(evaluation) => Some(evaluation),
@@ -141,6 +155,7 @@ impl Phase {
             | Self::Preparing(_)
             | Self::Sampling
             | Self::Training(_)
+            | Self::Ahead(_)
             | Self::Saving(_)
             | Self::Committing
             | Self::Ended(_) => None,
@@ -155,6 +170,7 @@ impl Phase {
             | Self::Preparing(_)
             | Self::Sampling
             | Self::Training(_)
+            | Self::Ahead(_)
             | Self::Saving(_)
             | Self::Committing
             | Self::Ended(_) => None,
@@ -198,6 +214,9 @@ pub(crate) struct Evaluation {
     pub(crate) wanted: usize,
     /// Problems that are left out because they could not be verified.
     pub(crate) excluded: u32,
+    /// When it began, if it runs concurrently with training; phases are timed by the driver.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) began: Option<Duration>,
 }
 
 /// One membership of learner ranks.

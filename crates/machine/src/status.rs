@@ -4,7 +4,7 @@ use pacs_types::{Generation, GroupId, Role, WeightVersion, WorkerId};
 
 use crate::machine::Machine;
 use crate::operate::Action;
-use crate::phase::{Phase, Task};
+use crate::phase::{Evaluation, Phase, Task};
 use crate::pool::{Pool, evaluation_problem};
 use crate::schedule::{Decision, decide};
 use crate::{Counters, End, PhaseKind, TaskKind};
@@ -27,7 +27,7 @@ pub struct Status {
     pub generation: Generation,
     /// Members, ordered by role and name.
     pub workers: Vec<WorkerStatus>,
-    /// Queue lengths of the phase's pool.
+    /// Queue lengths of the phase's pool; waiting and leased work includes that of a concurrent evaluation.
     pub queues: QueueDepths,
     /// One sentence: what the run waits for.
     pub waiting_for: String,
@@ -153,7 +153,7 @@ impl Machine {
     /// One sentence: what the run waits for, from which role, since when, and whether it is stalled.
     #[must_use]
     pub fn waiting_for(&self, now: Duration) -> String {
-        let (waiting, stalled) = (self.waits_for(now), self.stalled_for(now));
+        let (waiting, stalled) = (self.waits_for(now) + &self.and_evaluates(), self.stalled_for(now));
         match stalled >= NAMED_AFTER {
             true => format!("{waiting}; nothing has happened for {}", seconds(stalled)),
             false => waiting,
@@ -195,6 +195,12 @@ impl Machine {
                 let (step, whom) = (self.position.step + 1, self.open_ranks(&training.task));
                 format!("step {step} waits for {whom} to train, for {age}")
             }
+            Phase::Ahead(_) => {
+                let step = self.position.step;
+                let what = format!("step {} is trained and waits for the evaluation at step {step}, which", step + 1);
+                let (pool, wanted) = self.concurrent.as_ref().map_or((&self.pool, 0), |it| (&it.pool, it.wanted));
+                self.waiting_for_groups(&what, pool, wanted, now)
+            }
             Phase::Saving(task) => {
                 let how = match task.kind {
                     TaskKind::Save { background: true, .. } => "capture",
@@ -214,6 +220,18 @@ impl Machine {
             Phase::Ended(End::Stopped) => "waits for nothing: the run was stopped".to_owned(),
             Phase::Ended(End::Failed { reason }) => format!("waits for nothing: the run failed: {reason}"),
         }
+    }
+
+    /// Progress of an unawaited evaluation, as a further clause of the sentence.
+    fn and_evaluates(&self) -> String {
+        let Some(Evaluation { pool, version, .. }) = self.unawaited() else { return String::new() };
+        let (judged, samples) = pool.judged_samples();
+        format!("; the evaluation at step {} runs concurrently: {judged} of {samples} samples judged", version.0)
+    }
+
+    /// The concurrent evaluation, unless the learners wait for it.
+    fn unawaited(&self) -> Option<&Evaluation> {
+        self.concurrent.as_ref().filter(|_| !matches!(self.phase, Phase::Ahead(_)))
     }
 
     pub(crate) fn open_ranks(&self, task: &Task) -> String {
@@ -283,15 +301,28 @@ impl Machine {
         format!("{name} for {}{missing}{troubles}, held by {holder}", seconds(now.saturating_sub(drawn)))
     }
 
-    /// The groups that the learners wait for: those of an evaluation if one is in progress.
+    /// The groups that the learners wait for.
     fn current_pool(&self) -> &Pool {
-        self.pools().next().unwrap_or(&self.pool)
+        let first = self.pools().next().filter(|_| self.unawaited().is_none());
+        first.unwrap_or(&self.pool)
     }
 
     fn depths(&self) -> QueueDepths {
         let per_step = self.options.prompts_per_step as usize;
-        let wanted = self.phase.evaluation().map_or(per_step, |evaluation| evaluation.wanted);
-        QueueDepths { groups_wanted: wanted, ..self.current_pool().depths() }
+        let Some(Evaluation { pool, .. }) = self.unawaited() else {
+            let wanted = self.evaluation().map_or(per_step, |evaluation| evaluation.wanted);
+            return QueueDepths { groups_wanted: wanted, ..self.current_pool().depths() };
+        };
+        // Workers serve both pools; the learners wait for groups of training alone.
+        let (training, evaluation) = (self.pool.depths(), pool.depths());
+        QueueDepths {
+            groups_waiting: training.groups_waiting + evaluation.groups_waiting,
+            groups_generating: training.groups_generating + evaluation.groups_generating,
+            samples_waiting: training.samples_waiting + evaluation.samples_waiting,
+            samples_verifying: training.samples_verifying + evaluation.samples_verifying,
+            groups_complete: training.groups_complete,
+            groups_wanted: per_step,
+        }
     }
 }
 

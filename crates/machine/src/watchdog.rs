@@ -39,10 +39,10 @@ impl Machine {
                     machine.workers.get(worker).is_some_and(|member| member.role == Role::Learner && !member.joining)
                 })
             }
-            Phase::Evaluating(_) | Phase::Sampling if self.stalls > 1 => {
+            Phase::Evaluating(_) | Phase::Sampling | Phase::Ahead(_) if self.stalls > 1 => {
                 self.restart_all("holds work that nothing comes of", Self::is_stuck);
             }
-            Phase::Evaluating(_) | Phase::Sampling => {
+            Phase::Evaluating(_) | Phase::Sampling | Phase::Ahead(_) => {
                 let loans: usize = self.pools_mut().map(crate::pool::Pool::end_all_loans).sum();
                 self.count(Counter::LapsedLeases, loans as u64);
             }

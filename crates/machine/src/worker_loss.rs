@@ -295,6 +295,8 @@ impl Machine {
         let step = restart.step;
         if self.position.step > step {
             forgotten.extend(self.pool.forget_newer(pacs_types::WeightVersion(step)));
+            // Its weights are undone. An evaluation of the checkpoint's own weights continues with the next generation.
+            self.discard_evaluation();
         }
         // Groups that have filled up the batch of a trial are drawn again when it is their turn, by what the curriculum
         // knows then. With lag, they are kept: they may be trained on as they are.
@@ -350,7 +352,9 @@ impl Machine {
         self.count(Counter::DroppedGroups, 1);
         self.count(Counter::ExcludedProblems, u64::from(self.is_measured(group)));
         self.effects.push(Effect::DropGroup { group, why });
-        if let (true, Phase::Evaluating(evaluation)) = (self.is_measured(group), &mut self.phase) {
+        if self.is_measured(group)
+            && let Some(evaluation) = self.phase.evaluation_mut().or(self.concurrent.as_mut())
+        {
             evaluation.wanted -= 1;
             evaluation.excluded += 1;
             return self.finish_evaluation_if_complete();
@@ -495,7 +499,8 @@ mod tests {
         for round in 0..4 {
             preempt(&mut run, Role::Rollout, round, &others);
         }
-        assert_eq!(run.groups(run.rollout, 10_000).len(), groups as usize, "nothing is leased alone");
+        // A worker of many is granted one group at a time, and would get no second one if the first were leased in isolation.
+        assert_eq!((0..4).map(|_| run.groups(run.rollout, 10_000).len()).sum::<usize>(), 4);
         let status = run.machine.status(run.now);
         assert_eq!((status.set_aside.len(), status.counters[&Counter::MassLosses]), (0, 4));
     }

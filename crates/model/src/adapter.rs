@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::path::Path;
 
-use pacs_shape::{Lora, ParameterSpec};
+use pacs_shape::{Lora, ParameterSpec, WeightFileError};
 use pacs_torch::dithered_bf16;
 use pacs_torch::tch::{Device, Kind, TchError, Tensor, no_grad};
 use pacs_types::mix;
@@ -73,13 +73,13 @@ impl Parameters {
         let lora = config.lora.as_ref().expect("the configuration has adapters");
         check_config(&dir.join(CONFIG), lora)?;
         let path = dir.join(WEIGHTS);
-        let file = Checkpoint::open_file(path.clone())?;
+        let file = Checkpoint::open_file(&path)?;
         let parameters = Self::zeros(config, kind, device);
         let mut left: HashSet<&str> = file.tensors().map(|(name, ..)| name).collect();
         for spec in parameters.layout.parameters() {
             let name = format!("{PREFIX}{}", spec.name);
             if !left.remove(name.as_str()) {
-                return Err(ModelError::Missing { place: path, tensors: vec![name] });
+                return Err(WeightFileError::Missing { place: path, tensors: vec![name] }.into());
             }
             let (_, tensor) = file.read(&name)?;
             if tensor.size() != spec.shape {
@@ -90,7 +90,7 @@ impl Parameters {
         }
         if let Some(tensor) = left.into_iter().min() {
             let reason = "is no adapter of a linear layer that the job adapts";
-            return Err(ModelError::Unexpected { file: path, tensor: tensor.to_owned(), reason });
+            return Err(WeightFileError::Unexpected { file: path, tensor: tensor.to_owned(), reason }.into());
         }
         Ok(parameters)
     }

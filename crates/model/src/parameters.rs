@@ -5,7 +5,7 @@ use pacs_torch::tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::Checkpoint;
 use crate::{ModelConfig, ModelError, ParameterLayout, ParameterSpec};
-use pacs_shape::{EMBEDDING, Experts, LM_HEAD, StackedPart};
+use pacs_shape::{EMBEDDING, Experts, LM_HEAD, StackedPart, WeightFileError};
 
 /// All parameters of a model in one flat buffer.
 #[derive(Debug)]
@@ -102,7 +102,8 @@ impl Parameters {
             let (_, embedding) = checkpoint.read(EMBEDDING)?;
             if head.size() != embedding.size() || !head.f_equal(&embedding)? {
                 let reason = "differs from the embedding although config.json ties them";
-                return Err(ModelError::Unexpected { file: file.to_owned(), tensor: LM_HEAD.to_owned(), reason });
+                let (file, tensor) = (file.to_owned(), LM_HEAD.to_owned());
+                return Err(WeightFileError::Unexpected { file, tensor, reason }.into());
             }
         }
         Ok(())
@@ -141,7 +142,8 @@ fn check_tensors(
         }
     }
     if !missing.is_empty() {
-        return Err(ModelError::Missing { place: checkpoint.place().to_owned(), tensors: missing });
+        let place = checkpoint.place().to_owned();
+        return Err(WeightFileError::Missing { place, tensors: missing }.into());
     }
     for (name, file, shape) in checkpoint.tensors() {
         let Some(expected) = layout.find(name).map(|spec| &spec.shape).or_else(|| stacks.get(name)) else {
@@ -149,7 +151,8 @@ fn check_tensors(
                 continue;
             }
             let reason = "the architecture does not have";
-            return Err(ModelError::Unexpected { file: file.to_owned(), tensor: name.to_owned(), reason });
+            let (file, tensor) = (file.to_owned(), name.to_owned());
+            return Err(WeightFileError::Unexpected { file, tensor, reason }.into());
         };
         if expected != shape {
             let (expected, found) = (expected.clone(), shape.to_vec());

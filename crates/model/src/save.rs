@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use pacs_torch::tch::{Kind, Tensor};
@@ -97,7 +98,7 @@ pub(crate) fn write_made(
     let temporary = temporary_name(path);
     safetensors::serialize_to_file(tensors, Some(metadata), &temporary).map_err(|error| match error {
         safetensors::SafeTensorError::IoError(source) => ModelError::io("write", &temporary)(source),
-        other => ModelError::corrupt(&temporary, other.to_string()),
+        other => ModelError::io("write", &temporary)(io::Error::other(other)),
     })?;
     finish(&temporary, path)
 }

@@ -1,6 +1,9 @@
 //! Parity with the reference implementation on the checkpoints of `tests/golden/models`.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[path = "../../../tests/golden/models.rs"]
+mod golden_models;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -10,19 +13,6 @@ use pacs_model::{Keep, Model, ModelConfig, Parameters, score};
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
 use pacs_torch::with_emulated_flash;
 
-const MODELS: [&str; 11] = [
-    "qwen2-tied",
-    "qwen2-untied",
-    "qwen3",
-    "qwen3_moe",
-    "llama3",
-    "mistral",
-    "smollm3",
-    "olmo2",
-    "phi3",
-    "gemma2",
-    "gemma3",
-];
 /// Logits and log-probabilities; see the fixtures' README.
 const TOLERANCE: f64 = 1e-4;
 
@@ -38,7 +28,7 @@ impl Golden {
     fn load(name: &str) -> Self {
         // Tests run side by side and the models are tiny: more threads would only wait for each other.
         pacs_torch::tch::set_num_threads(1);
-        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models").join(name);
+        let dir = golden_models::folder().join(name);
         let config = ModelConfig::read(&dir).unwrap();
         let parameters = Parameters::load(&dir, &config, Kind::Float, Device::Cpu).unwrap();
         let expected: HashMap<_, _> =
@@ -84,7 +74,7 @@ fn targets(tokens: &Tensor) -> Vec<(i64, i64)> {
 
 #[test]
 fn logits_logprobs_and_entropies() {
-    for name in MODELS {
+    for name in &golden_models::names() {
         let golden = Golden::load(name);
         let model = golden.model();
         for sequence in 0..3 {
@@ -108,7 +98,7 @@ fn logits_logprobs_and_entropies() {
 
 #[test]
 fn greedy_tokens() {
-    for name in MODELS {
+    for name in &golden_models::names() {
         let golden = Golden::load(name);
         let model = golden.model();
         for sequence in 0..3 {
@@ -123,6 +113,34 @@ fn greedy_tokens() {
             assert_eq!(generated, golden.expected["greedy_ids"].get(sequence as i64), "{name} {sequence}");
         }
     }
+}
+
+/// transformers computed the sequences of `phi3` with its first list of factors. Here that list is the second one, which begins after 16
+/// tokens: it has to give the same numbers, for the sequence of 13 tokens and for the first 16 of the others, too.
+#[test]
+fn long_factors_rotate_all_sequences_of_a_job_that_has_longer_ones() {
+    let golden = Golden::load("phi3");
+    let mut value: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(golden.dir.join("config.json")).unwrap()).unwrap();
+    let short = value["rope_scaling"]["short_factor"].take();
+    value["rope_scaling"]["short_factor"] = serde_json::json!([7.0, 1.0, 5.0, 1.0, 3.0, 1.0]);
+    value["rope_scaling"]["long_factor"] = short;
+    value["original_max_position_embeddings"] = 16.into();
+    // Otherwise it follows from the length of the first training: the root of 1 + ln(512 / 256) / ln 256.
+    value["rope_scaling"]["attention_factor"] = 1.125_f64.sqrt().into();
+    let config = ModelConfig::from_json(&value.to_string(), &golden.dir.join("config.json")).unwrap();
+    let differences = |config: &ModelConfig| {
+        let model = Model::new(config, &golden.parameters);
+        [0, 1, 2].map(|sequence| {
+            let tokens = golden.tokens(sequence);
+            let hidden = no_grad(|| hidden(&model, &tokens));
+            let (logprobs, _) = answer_logprobs(&model, &hidden, &targets(&tokens), 1.0, 32);
+            difference(&logprobs, &golden.expected("logprobs", sequence).narrow(0, 1, golden.lengths[sequence] - 1))
+        })
+    };
+    assert!(differences(&config).iter().all(|apart| *apart > 0.01), "the lists do not differ");
+    let long = differences(&config.for_sequences(90));
+    assert!(long.iter().all(|apart| *apart < TOLERANCE), "{long:?}");
 }
 
 /// The gradient of the mean negative log-likelihood over all three sequences, by Hugging Face name.
@@ -146,7 +164,7 @@ fn gradients_equal_the_reference() {
 }
 
 fn check_gradients() {
-    for name in MODELS {
+    for name in &golden_models::names() {
         for keep in [Keep::All, Keep::Last(0), Keep::Last(1)] {
             let golden = Golden::load(name);
             let model = golden.model();
@@ -198,7 +216,7 @@ fn made_up_tokens(rows: &[PackedRow]) -> Tensor {
 fn gradients_of_packed_rows_are_the_same_in_one_call_as_in_blocks() {
     let rows = mixed_rows();
     let (tokens, positions) = (made_up_tokens(&rows), Tensor::from_slice(&packed_positions(&rows)));
-    for name in MODELS {
+    for name in &golden_models::names() {
         let golden = Golden::load(name);
         let model = golden.model();
         let gradient = || {
@@ -215,7 +233,7 @@ fn gradients_of_packed_rows_are_the_same_in_one_call_as_in_blocks() {
 }
 
 fn check_packed_rows() {
-    for name in MODELS {
+    for name in &golden_models::names() {
         let golden = Golden::load(name);
         let model = golden.model();
         let rows = mixed_rows();

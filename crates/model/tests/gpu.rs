@@ -1,7 +1,8 @@
 //! Log-probs and gradients in bfloat16 on a GPU, against float32 in host memory. In a file of its own, since libtorch is asked
 //! for CUDA before anything else.
 
-use std::path::{Path, PathBuf};
+#[path = "../../../tests/golden/models.rs"]
+mod golden_models;
 
 use pacs_model::attention::{Packed, PackedRow, packed_positions};
 use pacs_model::logprob::{Targets, head_backward};
@@ -9,23 +10,9 @@ use pacs_model::{Keep, Model, ModelConfig, Parameters, load_kernels};
 use pacs_torch::tch::{Device, Kind, Tensor};
 use pacs_torch::with_device_kernels;
 
-const MODELS: [&str; 11] = [
-    "qwen2-tied",
-    "qwen2-untied",
-    "qwen3",
-    "qwen3_moe",
-    "llama3",
-    "mistral",
-    "smollm3",
-    "olmo2",
-    "phi3",
-    "gemma2",
-    "gemma3",
-];
-
 /// Log-probs and gradients, in float32 and host memory.
 fn run(name: &str, device: Device, kind: Kind) -> [Tensor; 2] {
-    let folder = golden_models().join(name);
+    let folder = golden_models::folder().join(name);
     let config = ModelConfig::read(&folder).expect("golden model");
     let parameters = Parameters::load(&folder, &config, kind, device).expect("golden model");
     let model = Model::new(&config, &parameters);
@@ -55,16 +42,10 @@ fn run(name: &str, device: Device, kind: Kind) -> [Tensor; 2] {
     }
 }
 
-/// Where the golden models are: `PACS_GOLDEN` says so on a machine that has no repository.
-fn golden_models() -> PathBuf {
-    let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
-    std::env::var_os("PACS_GOLDEN").map_or_else(here, PathBuf::from).join("models")
-}
-
 #[test]
 fn gradients_are_those_of_host_memory() {
     let gpu = pacs_torch::init(true, 1);
-    for name in MODELS {
+    for name in &golden_models::names() {
         let expected = run(name, Device::Cpu, Kind::Float);
         let mut devices = vec![Device::Cpu];
         match &gpu {

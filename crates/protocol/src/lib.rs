@@ -28,8 +28,16 @@ pub const MOST_VERDICTS: usize = 4096;
 /// Bound on a text in a verdict, in bytes.
 pub const MOST_VERDICT_TEXT: usize = 16 << 10;
 
+/// Bound on the training signals in one report of a rank, that is, on its sequences of a step that are reported. A rank
+/// with more sequences reports the first ones.
+pub const MOST_SIGNALS: usize = 1 << 16;
+/// Most bytes that a training signal takes in a message: tags, lengths, two varints and two floats.
+const MOST_SIGNAL_BYTES: usize = 2 + 11 + 6 + 5 + 5;
+
 /// Bytes of list items, such as leases, verdicts or workers, per message; a single item may take more.
 pub const ANSWER_BYTES: usize = 4 << 20;
 
+// A report is bounded like a list; metrics and announced weights take the rest.
+const _: () = assert!(MOST_SIGNALS * MOST_SIGNAL_BYTES <= ANSWER_BYTES / 2);
 // A sample shares a message with its question and reference answer, or with the prompt of its group.
 const _: () = assert!(pacs_types::MAX_SAMPLE_BYTES + ANSWER_BYTES <= MAX_MESSAGE_BYTES);

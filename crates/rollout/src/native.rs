@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pacs_engine::{EngineGone, GroupJob, NotPrepared, RolloutEngine, RolloutError, ServeError};
 use pacs_runtime::Activity;
 use pacs_torch::tch::Kind;
-use pacs_weights::{Description, HostStore, Received, VersionId};
+use pacs_weights::{Description, HostStore, Probe, Received, VersionId};
 use tokio::sync::watch;
 
 use crate::thread::{Attached, Command, Setup};
@@ -78,7 +78,8 @@ impl RolloutEngine for NativeEngine {
         holds
     }
 
-    fn prepare(&self, received: &Received) -> Result<MappedWeights, NotPrepared> {
+    /// The weights are mapped from the file whose digests were verified, so there is nothing to probe.
+    fn prepare(&self, received: &Received, _probe: Option<&Arc<Probe>>) -> Result<MappedWeights, NotPrepared> {
         let description = received.whole.description();
         let loaded = match self.setup.trained().lora {
             None => MappedWeights::map(received, self.setup.config()),

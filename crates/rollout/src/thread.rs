@@ -63,7 +63,8 @@ impl Setup {
     /// Reads the model's configuration and tokenizer and prepares libtorch.
     pub(crate) fn read(spec: &JobSpec, cuda: bool, threads: usize) -> anyhow::Result<Self> {
         let device = pacs_torch::init(cuda, threads)?;
-        let config = ModelConfig::read(&spec.model.path)?;
+        let longest = spec.longest_sequence();
+        let config = ModelConfig::read(&spec.model.path)?.for_sequences(longest);
         let trained = spec.model.trained(&config)?;
         let tokenizer = Arc::new(Tokenizer::read(&spec.model.path)?);
         let options = EngineOptions {
@@ -88,7 +89,6 @@ impl Setup {
                 );
             }
         }
-        let longest = spec.data.max_prompt_tokens + spec.rollout.max_new_tokens as usize;
         let shares_gpu = spec.resources.share_gpus;
         Ok(Self { options, longest, shares_gpu, model: spec.model.path.clone(), config, trained, tokenizer, device })
     }

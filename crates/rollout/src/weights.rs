@@ -92,7 +92,7 @@ pub struct Base {
     parameters: Parameters,
     /// What a version has to belong to.
     adapted: Adapted,
-    /// For messages.
+    /// Folder or name of the model, as errors call it.
     model: String,
 }
 

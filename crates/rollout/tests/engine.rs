@@ -1,6 +1,9 @@
 //! Generation against the reference models, and its independence of what else is in the batch.
 
-use std::path::{Path, PathBuf};
+#[path = "../../../tests/golden/models.rs"]
+mod golden_models;
+
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use pacs_model::{Model, ModelConfig, Parameters, score};
@@ -12,22 +15,8 @@ use pacs_torch::{DeviceKernels, Graphs, KernelError, KernelShape};
 use pacs_types::{FinishReason, GroupId, NoiseKey, SampleId, VersionSpan, WeightVersion};
 use pacs_weights::{Fetched, HostStore, Received, Transport, VersionId, WeightKind};
 
-const MODELS: [&str; 11] = [
-    "qwen2-tied",
-    "qwen2-untied",
-    "qwen3",
-    "qwen3_moe",
-    "llama3",
-    "mistral",
-    "smollm3",
-    "olmo2",
-    "phi3",
-    "gemma2",
-    "gemma3",
-];
-
 fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models").join(name)
+    golden_models::folder().join(name)
 }
 
 fn engine(name: &str, rows: usize, end_tokens: bool) -> Engine {
@@ -89,7 +78,7 @@ fn sequences(name: &str) -> Vec<Vec<u32>> {
 
 #[test]
 fn the_most_probable_tokens_are_the_reference_models() {
-    for name in MODELS {
+    for name in &golden_models::names() {
         let greedy = expected(name, "greedy_ids");
         let mut engine = engine(name, 8, false);
         for (ticket, prompt) in sequences(name).iter().enumerate() {
@@ -124,7 +113,7 @@ fn the_most_probable_tokens_are_the_reference_models() {
 #[test]
 fn logprobs_equal_those_of_a_plain_forward() {
     let (mut preemptions, mut recomputed_tokens) = (0, 0);
-    for name in MODELS {
+    for name in &golden_models::names() {
         let prompts = sequences(name);
         let sampling = SamplingOptions { temperature: 0.8, ..options(70) };
         let sample = |options: EngineOptions| {
@@ -166,6 +155,45 @@ fn logprobs_equal_those_of_a_plain_forward() {
     }
     // Some models end their answers before the cache is full.
     assert!(preemptions > 10 && recomputed_tokens > 200, "{preemptions} and {recomputed_tokens}");
+}
+
+/// A sample that outgrows the first list of a longrope while it is generated, and one that never does.
+#[test]
+fn a_longrope_generates_by_one_list_what_a_plain_forward_computes() {
+    let folder = golden("phi3");
+    let mut config = ModelConfig::read(&folder).expect("golden model");
+    config.end_tokens.clear();
+    let parameters = || Parameters::load(&folder, &config, Kind::Float, Device::Cpu).expect("golden model");
+    let engine = |config: &ModelConfig| {
+        let options = EngineOptions {
+            rows: 4,
+            prefill_tokens: 64,
+            cache_tokens: 2_000,
+            kernels: Kernels::Auto,
+            cuda_graphs: true,
+        };
+        Engine::new(config.clone(), parameters(), WeightVersion(7), None, options).expect("there is room")
+    };
+    let prompt: Vec<u32> = sequences("phi3")[2].iter().copied().cycle().take(240).collect();
+    assert!(engine(&config).submit(job(0, &prompt, 2, options(40))).is_err(), "beyond the first list");
+    let long = config.clone().for_sequences(280);
+    let mut engine = engine(&long);
+    let prompts = [&prompt[..], &prompt[..20]];
+    for (ticket, prompt) in (0..).zip(prompts) {
+        engine.submit(job(ticket, prompt, 2, options(40))).expect("fits");
+    }
+    let finished = run(&mut engine);
+    let scored = |config: &ModelConfig| {
+        let items = finished.iter().map(|f| (prompts[f.ticket as usize].to_vec(), f.sample.tokens.clone())).collect();
+        score(&Model::new(config, &parameters()), items, 1.0, 1000).expect("scores")
+    };
+    let far = |scored: &[f32], finished: &Finished| {
+        scored.iter().zip(&finished.sample.logprobs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    };
+    for ((finished, long), short) in finished.iter().zip(scored(&long)).zip(scored(&config)) {
+        let apart = [far(&long, finished), far(&short, finished)];
+        assert!(apart[0] < 1e-4 && apart[1] > 1e-2, "group {}: {apart:?}", finished.ticket);
+    }
 }
 
 #[test]

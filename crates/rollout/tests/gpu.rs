@@ -1,7 +1,8 @@
 //! Generation on a GPU, against the plain forward in host memory. In a file of its own, since libtorch is asked for CUDA before
 //! anything else.
 
-use std::path::{Path, PathBuf};
+#[path = "../../../tests/golden/models.rs"]
+mod golden_models;
 
 use pacs_model::{Model, ModelConfig, Parameters, score};
 use pacs_rollout::{Engine, EngineOptions, GroupJob, SamplingOptions};
@@ -11,7 +12,7 @@ use pacs_types::{GroupId, NoiseKey, SampleId, WeightVersion};
 
 /// Samples of groups of every size; returns how many passes were recorded.
 fn check(name: &str, device: Device, cuda_graphs: bool) -> usize {
-    let folder = golden_models().join(name);
+    let folder = golden_models::folder().join(name);
     let mut config = ModelConfig::read(&folder).expect("golden model");
     config.end_tokens.clear();
     let parameters = |device| Parameters::load(&folder, &config, Kind::Float, device).expect("golden model");
@@ -54,28 +55,10 @@ fn check(name: &str, device: Device, cuda_graphs: bool) -> usize {
     engine.recorded_passes()
 }
 
-/// Where the golden models are: `PACS_GOLDEN` says so on a machine that has no repository.
-fn golden_models() -> PathBuf {
-    let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
-    std::env::var_os("PACS_GOLDEN").map_or_else(here, PathBuf::from).join("models")
-}
-
 #[test]
 fn log_probs_are_those_of_a_plain_forward() {
     let gpu = pacs_torch::init(true, 1);
-    for name in [
-        "qwen2-tied",
-        "qwen2-untied",
-        "qwen3",
-        "qwen3_moe",
-        "llama3",
-        "mistral",
-        "smollm3",
-        "olmo2",
-        "phi3",
-        "gemma2",
-        "gemma3",
-    ] {
+    for name in &golden_models::names() {
         assert_eq!(check(name, Device::Cpu, true), 0, "a processor has no graphs");
         match &gpu {
             Ok(gpu) => {

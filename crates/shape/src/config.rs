@@ -51,7 +51,7 @@ pub struct ModelConfig {
     pub tie_embeddings: bool,
     /// Tokens that end an answer: all that any file of the folder names ([`EndToken`]).
     pub end_tokens: Vec<u32>,
-    /// Longest sequence that the model was made for.
+    /// Longest sequence that the model was made for; with a longrope, for the factors in use.
     pub max_positions: usize,
     /// The model estimates values: it has a head of one row, `value_head.weight` `[1, D]`, and no LM head. No folder says
     /// so; see [`ModelConfig::of_values`].
@@ -78,7 +78,7 @@ pub struct Experts {
 /// How the attention of one layer differs from that of others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerKind {
-    /// Tokens that a token sees, itself included; fewer than [`ModelConfig::max_positions`]. None: all before it.
+    /// Tokens that a token sees, itself included; fewer than [`ModelConfig::most_positions`]. None: all before it.
     pub window: Option<usize>,
     /// Index into [`ModelConfig::rotary`]; none: queries and keys are not rotated.
     pub rotary: Option<usize>,
@@ -135,15 +135,25 @@ pub enum RopeScaling {
         /// Context of the first training.
         original_max_positions: f64,
     },
-    /// Each frequency by its own factor. Checkpoints have a second list for sequences beyond the context of the first
-    /// training; with it a token's keys would depend on how long the sequence becomes, so [`ModelConfig::max_positions`]
-    /// ends where the first list does.
+    /// Each frequency by its own factor. Checkpoints have a second list of factors for sequences beyond the context of the first
+    /// training; [`ModelConfig::for_sequences`] chooses one of them.
     LongRope {
         /// Divisors of the frequencies, one each.
         factors: Vec<f64>,
-        /// Cosines and sines are multiplied by it.
+        /// Cosines and sines are multiplied by it, with either list.
         magnitude: f64,
+        /// The second list, while `factors` is the first.
+        beyond: Option<LongFactors>,
     },
+}
+
+/// How longer sequences than those of the first training are rotated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LongFactors {
+    /// Divisors of the frequencies, one each.
+    pub factors: Vec<f64>,
+    /// Where positions end with these factors.
+    pub max_positions: usize,
 }
 
 impl ModelConfig {
@@ -170,6 +180,38 @@ impl ModelConfig {
         let mut config = parse::<keys::RawConfig>(text, path)?.resolve(path)?;
         config.end_tokens = end_tokens::of_config(text, path)?;
         Ok(config)
+    }
+
+    /// The model as it computes sequences of up to `longest` tokens: where the first list of a longrope ends before that, all of them are
+    /// rotated by the second one.
+    ///
+    /// transformers chooses anew in each forward pass, by its longest sequence. A cached key would then have another rotation than the
+    /// keys that follow it as soon as its sequence outgrows the first list, and what a sample was drawn from would not be what is
+    /// trained. One choice for all sequences is also that of vLLM, which goes by `max_model_len` (vllm-project/vllm#27431).
+    #[must_use]
+    pub fn for_sequences(mut self, longest: usize) -> Self {
+        if longest <= self.max_positions {
+            return self;
+        }
+        for rotary in &mut self.rotary {
+            if let RopeScaling::LongRope { factors, beyond, .. } = &mut rotary.scaling
+                && let Some(long) = beyond.take()
+            {
+                *factors = long.factors;
+                self.max_positions = long.max_positions;
+            }
+        }
+        self
+    }
+
+    /// Positions with the factors that reach farthest ([`ModelConfig::for_sequences`]).
+    #[must_use]
+    pub fn most_positions(&self) -> usize {
+        let beyond = self.rotary.iter().filter_map(|rotary| match &rotary.scaling {
+            RopeScaling::LongRope { beyond, .. } => beyond.as_ref(),
+            RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. } => None,
+        });
+        beyond.map(|long| long.max_positions).fold(self.max_positions, usize::max)
     }
 
     /// A value model with the trunk of this model.
@@ -229,7 +271,7 @@ impl ModelConfig {
     #[must_use]
     pub fn beyond_gpu_kernels(&self) -> Option<&'static str> {
         let Architecture { norms_add_one, head_norms, activation, .. } = self.architecture;
-        if self.layer_kinds.iter().any(|kind| kind.window.is_some()) {
+        if self.layer_kinds.iter().any(|kind| kind.window.is_some_and(|window| window < self.max_positions)) {
             Some("attention within a window")
         } else if *head_norms == HeadNorms::Width {
             Some("norms over all heads")

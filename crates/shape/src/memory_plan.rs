@@ -382,11 +382,10 @@ struct Heads {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{LayerKind, Rotary};
+    use crate::golden_models;
 
     fn qwen_7b() -> ModelConfig {
         ModelConfig {
-            architecture: Architecture::named("qwen2").unwrap(),
             vocab_size: 152_064,
             hidden: 3584,
             layers: 28,
@@ -394,18 +393,7 @@ mod tests {
             kv_heads: 4,
             head_dim: 128,
             ffn: 18_944,
-            experts: None,
-            rms_eps: 1e-6,
-            rotary: vec![Rotary::plain(1e6)],
-            layer_kinds: vec![LayerKind::PLAIN],
-            query_scalar: None,
-            score_cap: None,
-            logit_cap: None,
-            tie_embeddings: false,
-            estimates_values: false,
-            lora: None,
-            end_tokens: vec![],
-            max_positions: 32_768,
+            ..ModelConfig::read(&golden_models::folder().join("qwen2-untied")).unwrap()
         }
     }
 

@@ -7,7 +7,7 @@ pub enum FileFormat {
     Json,
     /// A table whose first row names the fields, with this byte between two.
     Table(u8),
-    /// Columns.
+    /// Typed columns, compressed each by itself.
     Parquet,
 }
 

@@ -149,7 +149,7 @@ pub enum GeneratorTask {
 }
 
 impl GeneratorTask {
-    /// Every task.
+    /// All tasks, in the order in which they are listed for people.
     pub const ALL: [Self; 9] = [
         Self::Addition,
         Self::Subtraction,

@@ -19,9 +19,9 @@ const MOST_REVISION: usize = 255;
 /// What a repository holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum HubKind {
-    /// A model.
+    /// Weights, configuration and tokenizer: `OWNER/NAME`.
     Model,
-    /// A data set.
+    /// Files of problems: `hf://datasets/OWNER/NAME`.
     Dataset,
 }
 

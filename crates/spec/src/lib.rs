@@ -23,6 +23,7 @@ mod lora;
 mod memory;
 mod objective;
 mod parse;
+mod positions;
 mod types;
 mod verifier;
 mod vllm;

@@ -158,7 +158,7 @@ pub enum AggregationKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ImportanceKind {
-    /// No correction.
+    /// Every weight is 1.
     Off,
     /// Weights above the cap become the cap.
     Truncate,
@@ -167,7 +167,7 @@ pub enum ImportanceKind {
 }
 
 impl ObjectiveKind {
-    /// Every kind.
+    /// All kinds, in the order in which they are listed for people.
     pub const ALL: [Self; 16] = [
         Self::Pacs,
         Self::Grpo,

@@ -55,9 +55,10 @@ pub struct VllmSpec {
     /// Whether a server's checksums of its weights have to change with a version, and to agree between servers that are divided
     /// alike. Default true.
     pub checksums: bool,
-    /// Largest mean absolute difference between the log-probs of a recorded answer before and after an update (nats per token). A
-    /// larger one ends the run, with both versions named. Default 1.0, above 0, at most 100.
-    pub max_logprob_jump: f64,
+    /// Largest mean absolute difference between a server's log-probs of the probe and the learner's after an update (nats per token). A
+    /// larger one ends the run, with both versions named. Rounding in bfloat16 is about 0.01; leave room for quantised weights. Default
+    /// 0.5, above 0, at most 100.
+    pub max_probe_error: f64,
     /// For servers of a model with tied embeddings that were started from a folder with an output head of its own (`pacs model
     /// untie`): each version brings them the head as well. Servers on CPUs need it, because vLLM keeps the head of a tied model there as
     /// it was at its start. Default false.
@@ -75,7 +76,7 @@ impl Default for VllmSpec {
             weights_dir: None,
             server_weights_dir: None,
             checksums: true,
-            max_logprob_jump: 1.0,
+            max_probe_error: 0.5,
             untied_head: false,
         }
     }

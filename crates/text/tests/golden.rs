@@ -1,14 +1,23 @@
 //! Tokenizer and chat template against what the reference implementation makes of the same model folders.
 
-use std::path::{Path, PathBuf};
+#[path = "../../../tests/golden/models.rs"]
+mod golden_models;
+
+use std::path::PathBuf;
 
 use pacs_text::{ChatTemplate, Message, Tokenizer};
 use serde_json::{Map, Value};
 
-const MODELS: [&str; 4] = ["qwen2-tied", "qwen2-untied", "qwen3", "llama3"];
-
 fn folder(model: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models").join(model)
+    golden_models::folder().join(model)
+}
+
+/// The models that have text fixtures; the small ones have none.
+fn models() -> Vec<String> {
+    let mut models = golden_models::names();
+    models.retain(|model| folder(model).join("tokenizer_cases.json").exists());
+    assert!(!models.is_empty());
+    models
 }
 
 fn cases(model: &str, file: &str) -> Vec<Value> {
@@ -28,7 +37,7 @@ fn text(value: &Value) -> &str {
 
 #[test]
 fn tokens_equal_the_reference() {
-    for model in MODELS {
+    for model in &models() {
         let tokenizer = Tokenizer::read(&folder(model)).expect("a tokenizer");
         for case in cases(model, "tokenizer_cases.json") {
             let input = text(&case["text"]);
@@ -45,7 +54,7 @@ fn tokens_equal_the_reference() {
 
 #[test]
 fn chats_equal_the_reference() {
-    for model in MODELS {
+    for model in &models() {
         let tokenizer = Tokenizer::read(&folder(model)).expect("a tokenizer");
         let template = ChatTemplate::read(&folder(model)).expect("a chat template");
         for case in cases(model, "chat_cases.json") {

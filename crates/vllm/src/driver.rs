@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use pacs_runtime::Backoff;
 use pacs_shape::LM_HEAD;
-use pacs_weights::{Description, VersionId};
+use pacs_weights::{Description, Probe, VersionId};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::answer::scores;
+use crate::checksums::{FleetSums, Sums};
 use crate::client::Load;
 use crate::folder::VersionFolder;
 use crate::installed::Installed;
 use crate::label;
-use crate::probe::{FleetSums, Recorded, Scored, Sequence, Sums, jump};
+use crate::probe::{Comparison, Judgement, Record};
 use crate::{Client, Fault};
 
 /// How often a server is looked at while it serves.
@@ -31,11 +32,18 @@ pub(crate) struct Prepared {
     pub(crate) description: Description,
     pub(crate) label: String,
     pub(crate) folder: VersionFolder,
+    /// The learner's scores of one sequence; `None` for a version that no step has made.
+    pub(crate) probe: Option<Arc<Probe>>,
 }
 
 impl Prepared {
     pub(crate) fn id(&self) -> VersionId {
         self.description.id()
+    }
+
+    /// The version that `probe` compares this one with.
+    fn before(&self, probe: &Probe) -> VersionId {
+        VersionId { version: probe.previous(), ..self.id() }
     }
 }
 
@@ -44,12 +52,14 @@ impl Prepared {
 pub(crate) struct Needs {
     /// Tokens of the longest prompt and answer.
     pub(crate) longest: u64,
+    /// Where the first list of the model's longrope ends; `None` without a longrope.
+    pub(crate) short_positions: Option<u64>,
     /// Log-probs after temperature, top-k, top-p and min-p.
     pub(crate) processed_logprobs: bool,
     /// No request may see two versions: its log-probs before the cut are scored after its end.
     pub(crate) drained_updates: bool,
     pub(crate) checksums: bool,
-    pub(crate) max_logprob_jump: f64,
+    pub(crate) max_probe_error: f64,
     /// Whether the model's output head is its embedding.
     pub(crate) tied: bool,
     /// Whether versions bring the head of a tied model as a tensor of its own.
@@ -58,13 +68,26 @@ pub(crate) struct Needs {
     pub(crate) drain: Duration,
 }
 
+impl Needs {
+    /// Why a server with sequences of up to `most` tokens rotates otherwise than the learner: vLLM takes the long factors of a longrope
+    /// for all sequences where `max_model_len` is beyond the short ones, and a job where its own sequences are.
+    fn other_factors(&self, most: u64) -> Option<String> {
+        let end = self.short_positions.filter(|end| self.longest <= *end && *end < most)?;
+        let longest = self.longest;
+        let lower = if longest == end { "lower `data.max_prompt_tokens` by 1, and " } else { "" };
+        Some(format!(
+            "its longest sequence is {most} tokens, so it rotates all sequences by the model's `long_factor`, and this job, whose sequences \
+             take {longest} at most, by `short_factor`: {lower}start it with --max-model-len {end}"
+        ))
+    }
+}
+
 /// What the drivers of all servers share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) run: String,
     pub(crate) needs: Needs,
     pub(crate) installed: Installed,
-    pub(crate) recorded: Recorded,
     pub(crate) sums: FleetSums,
 }
 
@@ -77,6 +100,8 @@ pub(crate) enum News {
     Updating(VersionId),
     /// It serves a version, which is verified.
     Ready(VersionId, String),
+    /// How far its log-probs of a probe are from the learner's (nats per token).
+    Probed(f64),
     /// Its own metrics.
     Load(Load),
     /// It cannot be used for now.
@@ -118,6 +143,8 @@ pub(crate) struct Driver {
     pub(crate) held: Option<Arc<Prepared>>,
     /// Checksums of the version that was verified on this server last, whatever it holds now.
     pub(crate) sums: Option<(Description, Sums)>,
+    /// What its log-probs were like on verified versions, whatever it holds now.
+    pub(crate) record: Record,
 }
 
 impl Driver {
@@ -178,6 +205,9 @@ impl Driver {
                 if label::is_of_another_run(&self.shared.run, &label) {
                     tracing::warn!(server = self.endpoint, label, "the server has weights of another run");
                 }
+                if !label::is_of_a_run(&label) {
+                    self.record.restarted();
+                }
                 self.update(&wanted).await?;
             }
             self.tell(News::Ready(wanted.id(), wanted.label.clone())).await;
@@ -197,6 +227,9 @@ impl Driver {
                  --max-model-len {}",
                 longest + 1
             )));
+        }
+        if let Some(problem) = facts.max_model_len.and_then(|most| needs.other_factors(most)) {
+            return Err(Fault::Unfit(problem));
         }
         let mode = facts.logprobs_mode.as_deref().unwrap_or("unknown");
         let fits = match needs.processed_logprobs {
@@ -246,7 +279,7 @@ impl Driver {
     async fn update(&mut self, wanted: &Arc<Prepared>) -> Result<(), Stop> {
         let (id, started) = (wanted.id(), std::time::Instant::now());
         self.tell(News::Updating(id)).await;
-        let before = self.score_before().await?;
+        self.probe_before(wanted).await?;
         if self.shared.needs.drained_updates {
             let drained = timeout(self.shared.needs.drain, self.in_flight.wait_for(|in_flight| *in_flight == 0)).await;
             if drained.is_err() {
@@ -269,7 +302,7 @@ impl Driver {
         let paused = started.elapsed();
         // Requests continue meanwhile; their samples wait for the end of the verification.
         let sums = self.check_sums(wanted).await?;
-        self.check_scores(wanted, before).await?;
+        self.check_probe(wanted).await?;
         self.client.set_weight_label(&wanted.label).await?;
         self.held = Some(Arc::clone(wanted));
         if let Some(sums) = sums {
@@ -286,21 +319,23 @@ impl Driver {
         Ok(())
     }
 
-    /// Scores the recorded answer with what the server has; where that is not a verified version, the last scores of others
-    /// have to do.
-    async fn score_before(&self) -> Result<Option<Scored>, Fault> {
-        let Some(held) = &self.held else { return Ok(self.shared.recorded.last()) };
-        let Some(sequence) = self.shared.recorded.wanted() else { return Ok(None) };
-        let logprobs = self.score(&sequence, held.id(), &held.label).await?;
-        let scored = Scored { sequence, version: held.id(), logprobs };
-        self.shared.recorded.keep(scored.clone());
-        Ok(Some(scored))
+    /// Has a server that still serves the version before score the probe of `wanted`: its error there is its noise on these tokens.
+    async fn probe_before(&mut self, wanted: &Prepared) -> Result<(), Fault> {
+        let (Some(probe), Some(held)) = (&wanted.probe, &self.held) else { return Ok(()) };
+        // What was not probed itself is a yardstick only as long as there is none better, as the first version is.
+        let is_verified = held.probe.is_some() || self.record.is_empty();
+        if held.id() != wanted.before(probe) || !is_verified {
+            return Ok(());
+        }
+        let scored = self.score(probe, held.id(), &held.label).await?;
+        self.record.note_before(probe, &scored);
+        Ok(())
     }
 
-    /// Log-probs of a recorded answer under a version that the server should have.
-    async fn score(&self, sequence: &Sequence, id: VersionId, label: &str) -> Result<Vec<f32>, Fault> {
-        let answer = self.client.score(&sequence.tokens, label).await?;
-        let (logprobs, found) = scores(answer, &sequence.tokens, sequence.answer_from)?;
+    /// Log-probs of a probe's answer under a version that the server should have.
+    async fn score(&self, probe: &Probe, id: VersionId, label: &str) -> Result<Vec<f32>, Fault> {
+        let answer = self.client.score(probe.tokens(), label).await?;
+        let (logprobs, found) = scores(answer, probe.tokens(), probe.answer_from())?;
         match found == label {
             true => Ok(logprobs),
             false => Err(Fault::OtherWeights(format!("{found:?} scored instead of {id}"))),
@@ -329,24 +364,46 @@ impl Driver {
         Ok(Some(sums))
     }
 
-    /// Compares the recorded answer's log-probs before and after an update.
-    async fn check_scores(&self, wanted: &Arc<Prepared>, before: Option<Scored>) -> Result<(), Stop> {
-        let Some(Scored { sequence, version, logprobs: before }) = before else { return Ok(()) };
-        let after = self.score(&sequence, wanted.id(), &label::unverified(&wanted.label)).await?;
-        let (jump, most) = (jump(&before, &after), self.shared.needs.max_logprob_jump);
-        let id = wanted.id();
-        tracing::debug!(server = self.endpoint, from = %version, to = %id, jump, "recorded answer scored");
-        if jump > most {
-            return Err(Stop::Wrong(format!(
-                "the log-probs of a recorded answer of {} tokens changed by {jump:.3} nats per token on {} from {version} to {id}, and \
-                 `rollout.vllm.max_logprob_jump` is {most}: the server does not compute with the published weights, or one step \
-                 has changed the policy beyond recognition",
-                after.len(),
+    /// Compares the server's log-probs of the probe with the learner's under this version and under the one before.
+    async fn check_probe(&mut self, wanted: &Prepared) -> Result<(), Stop> {
+        let Some(probe) = &wanted.probe else { return Ok(()) };
+        let (before, id) = (wanted.before(probe), wanted.id());
+        let scored = self.score(probe, id, &label::unverified(&wanted.label)).await?;
+        let seen = Comparison::new(probe, &scored);
+        let Comparison { error, from_previous, change, tokens, .. } = seen;
+        let (noise, most) = (self.record.noise(&seen), self.shared.needs.max_probe_error);
+        tracing::debug!(
+            server = self.endpoint,
+            from = %before,
+            to = %id,
+            error,
+            from_previous,
+            change,
+            noise,
+            tokens,
+            "probe scored"
+        );
+        self.tell(News::Probed(error)).await;
+        match self.record.judge(id, &seen, most) {
+            Judgement::Fits => {
+                self.record.note(&seen);
+                Ok(())
+            }
+            Judgement::Stale(sign) => {
+                let sign = sign.text();
+                let noise = noise.map_or("unknown".to_owned(), |noise| format!("{noise:.1e}"));
+                Err(Stop::Fault(Fault::OtherWeights(format!(
+                    "its log-probs of {tokens} tokens {sign}: they are {error:.1e} nats per token from the learner's under {id} and \
+                     {from_previous:.1e} from those under {before}, which are {change:.1e} apart; its noise is {noise}"
+                ))))
+            }
+            Judgement::Off => Err(Stop::Wrong(format!(
+                "the log-probs of {tokens} tokens on {} are {error:.3} nats per token from the learner's after the update from {before} to \
+                 {id}, and `rollout.vllm.max_probe_error` is {most}: the server does not compute with the published weights, or in \
+                 another precision (they are {from_previous:.3} from those under {before})",
                 self.endpoint
-            )));
+            ))),
         }
-        self.shared.recorded.keep(Scored { sequence, version: id, logprobs: after });
-        Ok(())
     }
 
     /// Watches a server that serves, until it is to have another version or something is wrong with it.
@@ -388,5 +445,36 @@ impl Driver {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_rotates_by_the_list_of_the_job() {
+        let problem = |longest, short_positions, most: u64| {
+            let needs = Needs {
+                longest,
+                short_positions,
+                processed_logprobs: false,
+                drained_updates: false,
+                checksums: false,
+                max_probe_error: 1.0,
+                tied: false,
+                untied_head: false,
+                drain: Duration::ZERO,
+            };
+            needs.other_factors(most)
+        };
+        assert_eq!(problem(3000, None, 131_072), None);
+        assert_eq!(problem(3000, Some(4096), 4096), None, "both by the first list");
+        assert_eq!(problem(4097, Some(4096), 131_072), None, "both by the second list");
+        let said = problem(3000, Some(4096), 4097).expect("the server takes the second list");
+        assert!(said.ends_with("`short_factor`: start it with --max-model-len 4096"), "{said}");
+        // A server needs one token more than the longest sequence.
+        let said = problem(4096, Some(4096), 4097).expect("the server takes the second list");
+        assert!(said.contains("lower `data.max_prompt_tokens` by 1"), "{said}");
     }
 }

@@ -11,16 +11,17 @@ use pacs_protocol::v1;
 use pacs_shape::ModelConfig;
 use pacs_spec::{JobSpec, endpoint_authority};
 use pacs_text::Tokenizer;
-use pacs_weights::{Description, Received, VersionId};
+use pacs_weights::{Description, Probe, Received, VersionId};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::answer::Model;
+use crate::checksums::FleetSums;
 use crate::driver::{Driver, Needs, Prepared, Shared};
 use crate::fleet::{Board, Command, Fleet};
 use crate::folder::Folders;
 use crate::installed::Installed;
-use crate::probe::{FleetSums, Recorded};
+use crate::probe::Record;
 use crate::seat::Seat;
 use crate::{ApiKey, Client, Limits, label};
 
@@ -88,13 +89,13 @@ impl VllmEngine {
         let request = Duration::from_secs(u64::from(vllm.request_seconds));
         let limits = Limits { request, update: Duration::from_secs(u64::from(vllm.update_seconds)) };
         let rollout = &spec.rollout;
-        let of_sets = spec.all_evaluation_sets().map(|set| set.max_new_tokens).max().unwrap_or(0);
         let needs = Needs {
-            longest: spec.data.max_prompt_tokens as u64 + u64::from(rollout.max_new_tokens.max(of_sets)),
+            longest: spec.longest_sequence() as u64,
+            short_positions: (config.most_positions() > config.max_positions).then_some(config.max_positions as u64),
             processed_logprobs: rollout.cuts_off() || rollout.temperature != 1.0,
             drained_updates: rollout.cuts_off(),
             checksums: vllm.checksums,
-            max_logprob_jump: vllm.max_logprob_jump,
+            max_probe_error: vllm.max_probe_error,
             tied: config.tie_embeddings,
             untied_head: vllm.untied_head,
             drain: request,
@@ -103,7 +104,6 @@ impl VllmEngine {
             run: run.to_owned(),
             needs,
             installed: Installed::default(),
-            recorded: Recorded::default(),
             sums: FleetSums::default(),
         });
         let (target, board) = (Arc::new(watch::Sender::new(None)), Arc::<Board>::default());
@@ -126,6 +126,7 @@ impl VllmEngine {
                 in_flight: seat.in_flight.subscribe(),
                 held: None,
                 sums: None,
+                record: Record::default(),
             };
             seats.push(seat);
             tasks.push(tokio::spawn(driver.run()));
@@ -219,7 +220,7 @@ impl RolloutEngine for Attached {
         self.target.borrow().as_ref().is_some_and(|prepared| prepared.description == *wanted)
     }
 
-    fn prepare(&self, received: &Received) -> Result<VllmWeights, NotPrepared> {
+    fn prepare(&self, received: &Received, probe: Option<&Arc<Probe>>) -> Result<VllmWeights, NotPrepared> {
         let description = received.whole.description().clone();
         if description.adapted().is_some() {
             let problem = "adapters were published, and vLLM servers are given whole models";
@@ -227,7 +228,7 @@ impl RolloutEngine for Attached {
         }
         let folder = self.folders.write(received).map_err(|error| NotPrepared::Failed(error.to_string()))?;
         let label = label::of_version(&self.shared.run, &description);
-        Ok(VllmWeights(Prepared { description, label, folder }))
+        Ok(VllmWeights(Prepared { description, label, folder, probe: probe.cloned() }))
     }
 
     fn install(&self, VllmWeights(prepared): VllmWeights) {

@@ -182,6 +182,7 @@ impl Fleet {
                     self.settle(number, wanted, accepted).await;
                 }
             }
+            News::Probed(error) => seat.probed(error),
             News::Load(load) => seat.loaded(load),
             News::Down(fault) => {
                 seat.down(&fault);
@@ -275,7 +276,6 @@ impl Fleet {
             return seat.parked.push((wanted, accepted));
         }
         seat.used();
-        self.shared.recorded.offer(&wanted.group.prompt, &accepted.sample);
         let (ticket, index) = wanted.key();
         tracing::debug!(lease = ticket, sample = index, server = seat.endpoint, "sample generated");
         self.say(Output::Finished(Box::new(Finished { ticket, index, sample: accepted.sample }))).await;

@@ -27,9 +27,14 @@ fn of_run(run: &str) -> String {
     format!("pacs:{}", run.get(..DIGITS).unwrap_or(run))
 }
 
+/// Whether a label was set by a run. A server that was started anew has one of its own.
+pub(crate) fn is_of_a_run(label: &str) -> bool {
+    label.starts_with("pacs:")
+}
+
 /// Whether a label is of another run, which then changes the weights of this server, too.
 pub(crate) fn is_of_another_run(run: &str, label: &str) -> bool {
-    label.starts_with("pacs:") && !label.starts_with(&format!("{}:", of_run(run)))
+    is_of_a_run(label) && !label.starts_with(&format!("{}:", of_run(run)))
 }
 
 #[cfg(test)]
@@ -48,5 +53,6 @@ mod tests {
         assert!(!is_of_another_run(run, &label) && !is_of_another_run(run, &of_update(run)));
         assert!(!is_of_another_run(run, "default"));
         assert!(is_of_another_run("ffff", &label));
+        assert!(is_of_a_run(&label) && !is_of_a_run("default"));
     }
 }

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod checksums;
 mod client;
 mod driver;
 mod engine;

@@ -53,6 +53,7 @@ pub(crate) struct Seat {
     pub(crate) parked: Vec<(Wanted, Accepted)>,
     verified: VecDeque<VersionId>,
     load: Load,
+    probe_error: Option<f64>,
     samples: u64,
     discarded: u64,
     useless_in_a_row: u32,
@@ -72,6 +73,7 @@ impl Seat {
             parked: Vec::new(),
             verified: VecDeque::new(),
             load: Load::default(),
+            probe_error: None,
             samples: 0,
             discarded: 0,
             useless_in_a_row: 0,
@@ -158,6 +160,11 @@ impl Seat {
         self.load = load;
     }
 
+    /// Notes how far its log-probs of the last probe were from the learner's (nats per token).
+    pub(crate) fn probed(&mut self, error: f64) {
+        self.probe_error = Some(error);
+    }
+
     /// For the status page.
     pub(crate) fn status(&self, now: Instant) -> v1::EngineServer {
         let (state, version) = match &self.state {
@@ -179,6 +186,7 @@ impl Seat {
             samples: self.samples,
             discarded: self.discarded,
             error: self.error.clone(),
+            probe_error: self.probe_error,
         }
     }
 }

@@ -6,19 +6,16 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use pacs_shape::{LM_HEAD, ModelConfig, ParameterLayout, ShapeError};
-use safetensors::tensor::{Dtype, Metadata, View};
+use pacs_shape::{
+    LM_HEAD, ModelConfig, ParameterLayout, ShapeError, WEIGHTS_INDEX, WeightFile, WeightFileError, WeightFiles,
+};
+use safetensors::tensor::{Dtype, View};
 use serde_json::{Map, Value, json};
-
-const WHOLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-/// Largest header of a weight file: the library's own limit.
-const MOST_HEADER_BYTES: u64 = 100_000_000;
 
 /// Why a folder cannot be written with an output head of its own.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +23,9 @@ pub enum UntieError {
     /// The folder is no model that is supported.
     #[error(transparent)]
     Config(#[from] ShapeError),
+    /// The weight files of the folder cannot be used.
+    #[error(transparent)]
+    Weights(#[from] WeightFileError),
     /// Nothing is to be done.
     #[error("`{}` has an output head of its own already: servers can be started from it as it is", .0.display())]
     Untied(PathBuf),
@@ -81,7 +81,7 @@ pub fn untie(model: &Path, out: &Path) -> Result<(), UntieError> {
 }
 
 fn write(model: &Path, config: &ModelConfig, out: &Path) -> Result<(), UntieError> {
-    let files = weight_files(model)?;
+    let files = WeightFiles::open(model)?.files;
     copy_companions(model, &files, out)?;
     let embedding = ParameterLayout::new(config).head().name.clone();
     let of = files.len() + 1;
@@ -89,19 +89,17 @@ fn write(model: &Path, config: &ModelConfig, out: &Path) -> Result<(), UntieErro
     let mut map = BTreeMap::new();
     let mut head = None;
     for (index, file) in files.iter().enumerate() {
-        let (data_start, header) = header(file)?;
+        let WeightFile { path, file, data_start, tensors } = file;
         let name = shard(index + 1);
-        let target = out.join(&name);
-        fs::copy(file, &target).map_err(failed("copy", file))?;
-        for (tensor, info) in header.tensors() {
-            if tensor == embedding {
+        fs::copy(path, out.join(&name)).map_err(failed("copy", path))?;
+        for (tensor, info) in tensors {
+            if *tensor == embedding {
                 let (from, to) = info.data_offsets;
-                let mut data = vec![0; to.saturating_sub(from)];
-                let opened = File::open(&target).map_err(failed("open", &target))?;
-                opened.read_exact_at(&mut data, data_start + from as u64).map_err(failed("read", file))?;
+                let mut data = vec![0; to - from];
+                file.read_exact_at(&mut data, data_start + from as u64).map_err(failed("read", path))?;
                 head = Some(Tensor { dtype: info.dtype, shape: info.shape.clone(), data });
             }
-            map.insert(tensor, name.clone());
+            map.insert(tensor.clone(), name.clone());
         }
     }
     let Some(head) = head else { return Err(wrong(model, format!("its weights have no `{embedding}`"))) };
@@ -112,34 +110,18 @@ fn write(model: &Path, config: &ModelConfig, out: &Path) -> Result<(), UntieErro
         .map_err(|error| wrong(&target, error))?;
     map.insert(LM_HEAD.to_owned(), name);
     // Last, because it is what makes the shards a model.
-    let (index, content) = (out.join(INDEX), json!({"metadata": {}, "weight_map": map}));
+    let (index, content) = (out.join(WEIGHTS_INDEX), json!({"metadata": {}, "weight_map": map}));
     fs::write(&index, format!("{content:#}\n")).map_err(failed("write", &index))
 }
 
-/// `model.safetensors`, else what the index names.
-fn weight_files(model: &Path) -> Result<Vec<PathBuf>, UntieError> {
-    let (whole, index) = (model.join(WHOLE), model.join(INDEX));
-    if whole.exists() || !index.exists() {
-        return Ok(vec![whole]);
-    }
-    let content = object(&index)?;
-    let map = content.get("weight_map").and_then(Value::as_object);
-    let mut names: Vec<&str> = map.into_iter().flat_map(Map::values).filter_map(Value::as_str).collect();
-    names.sort_unstable();
-    names.dedup();
-    if names.is_empty() || names.iter().any(|name| name.contains(['/', '\\'])) {
-        return Err(wrong(&index, "its `weight_map` names no files of the folder"));
-    }
-    Ok(names.into_iter().map(|name| model.join(name)).collect())
-}
-
 /// Copies all other files at the top of the folder; config.json says that the head is not tied.
-fn copy_companions(model: &Path, weights: &[PathBuf], out: &Path) -> Result<(), UntieError> {
+fn copy_companions(model: &Path, weights: &[WeightFile], out: &Path) -> Result<(), UntieError> {
     for entry in fs::read_dir(model).map_err(failed("read", model))? {
         let path = entry.map_err(failed("read", model))?.path();
         let Some(name) = path.file_name().filter(|_| path.is_file()) else { continue };
-        let is_weights = weights.contains(&path) || path.extension().is_some_and(|end| end == "safetensors");
-        if is_weights || name == INDEX || name == "config.json" {
+        let is_weights =
+            weights.iter().any(|file| file.path == path) || path.extension().is_some_and(|end| end == "safetensors");
+        if is_weights || name == WEIGHTS_INDEX || name == "config.json" {
             continue;
         }
         fs::copy(&path, out.join(name)).map_err(failed("copy", &path))?;
@@ -158,25 +140,6 @@ pub(crate) fn write_untied_config(model: &Path, out: &Path) -> Result<(), UntieE
 fn object(path: &Path) -> Result<Map<String, Value>, UntieError> {
     let text = fs::read_to_string(path).map_err(failed("read", path))?;
     serde_json::from_str(text.strip_prefix('\u{feff}').unwrap_or(&text)).map_err(|error| wrong(path, error))
-}
-
-/// Where the data of a weight file begins, and what is in it.
-fn header(path: &Path) -> Result<(u64, Metadata), UntieError> {
-    let file = File::open(path).map_err(failed("open", path))?;
-    let mut size = [0; 8];
-    file.read_exact_at(&mut size, 0).map_err(failed("read", path))?;
-    let (length, of_file) = (u64::from_le_bytes(size), file.metadata().map_err(failed("read", path))?.len());
-    if length > of_file.min(MOST_HEADER_BYTES) {
-        return Err(wrong(path, format!("it claims a header of {length} bytes: no safetensors file")));
-    }
-    let mut bytes = vec![0; length as usize];
-    file.read_exact_at(&mut bytes, 8).map_err(failed("read", path))?;
-    let metadata: Metadata = serde_json::from_slice(&bytes).map_err(|error| wrong(path, error))?;
-    let end = 8 + length + metadata.data_len() as u64;
-    if end != of_file {
-        return Err(wrong(path, format!("it has {of_file} bytes, and its header says {end}; fetch it again")));
-    }
-    Ok((8 + length, metadata))
 }
 
 struct Tensor {
@@ -205,6 +168,7 @@ impl View for Tensor {
 
 #[cfg(test)]
 mod tests {
+    use pacs_shape::WEIGHTS_FILE;
     use safetensors::SafeTensors;
 
     use super::*;
@@ -226,7 +190,7 @@ mod tests {
         let (body, head) = (body.expect("safetensors"), head.expect("safetensors"));
         let head = head.tensor(LM_HEAD).expect("the head");
         assert_eq!(head, body.tensor("model.embed_tokens.weight").expect("the embedding"));
-        let index = object(&out.join(INDEX)).expect("an index");
+        let index = object(&out.join(WEIGHTS_INDEX)).expect("an index");
         for spec in ParameterLayout::new(&config).parameters() {
             assert!(index["weight_map"][&spec.name].is_string(), "{}", spec.name);
         }
@@ -241,8 +205,8 @@ mod tests {
         let broken = place.path().join("broken");
         fs::create_dir(&broken).expect("room");
         fs::copy(golden("qwen2-tied").join("config.json"), broken.join("config.json")).expect("copied");
-        fs::write(broken.join(WHOLE), [255; 64]).expect("written");
-        assert!(matches!(untie(&broken, &out), Err(UntieError::File { .. })));
+        fs::write(broken.join(WEIGHTS_FILE), [255; 64]).expect("written");
+        assert!(matches!(untie(&broken, &out), Err(UntieError::Weights(_))));
         assert!(!out.exists());
         assert!(matches!(untie(&golden("qwen2-tied"), place.path()), Err(UntieError::Exists(_))));
     }

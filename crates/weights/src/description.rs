@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use pacs_protocol::{WireError, v1};
 use pacs_types::{Generation, WeightVersion};
 
+use crate::Probe;
+
 /// Bounds on the size of a piece, in bytes. Small pieces let a chain of hosts start early, large
 /// ones cost fewer round trips.
 const PIECE_BYTES: Range<u64> = 1 << 20..(64 << 20) + 1;
@@ -257,13 +259,15 @@ fn overall(kind: WeightKind, bytes: u64, piece_bytes: u64, pieces: &[Digest], ad
     *hasher.finalize().as_bytes()
 }
 
-/// A weight version and the address of its first sender.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A weight version, the address of its first sender, and what shows that a server computes with it.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Announcement {
     /// The announced version.
     pub description: Description,
     /// Data address of the learner that published it (host:port); empty if that serves none.
     pub address: String,
+    /// The learner's scores of one sequence; `None` where no rollout engine is checked by them.
+    pub probe: Option<Arc<Probe>>,
 }
 
 impl From<&Announcement> for v1::WeightsRef {
@@ -280,6 +284,7 @@ impl From<&Announcement> for v1::WeightsRef {
             digest: digest.to_vec().into(),
             base_digest: adapted.as_ref().map(|adapted| adapted.base.to_vec().into()).unwrap_or_default(),
             adapters: adapted.as_ref().map(|adapted| adapted.settings.clone()).unwrap_or_default(),
+            probe: announcement.probe.as_deref().map(v1::Probe::from),
         }
     }
 }
@@ -326,9 +331,14 @@ impl TryFrom<&v1::WeightsRef> for Announcement {
             return wrong("weights.address", "is not host:port".into());
         }
         let id = VersionId::new(wire.generation, wire.version);
+        let probe = wire.probe.as_ref().map(Probe::try_from).transpose()?;
+        if let Some(previous) = probe.as_ref().map(Probe::previous).filter(|previous| *previous >= id.version) {
+            let problem = format!("is {}, and the version is {}", previous.0, id.version.0);
+            return wrong("weights.probe.previous_version", problem);
+        }
         let adapted = adapted.map(Arc::new);
         let description = Description { id, kind, bytes, piece_bytes, pieces, adapted, digest };
-        Ok(Self { description, address: wire.address.clone() })
+        Ok(Self { description, address: wire.address.clone(), probe: probe.map(Arc::new) })
     }
 }
 
@@ -351,7 +361,11 @@ mod tests {
             Description::digested(VersionId::new(2, 7), WeightKind::Float32, None, &content, 4096, |_, piece| {
                 Ok::<_, std::convert::Infallible>(hash(piece))
             });
-        Announcement { description: digested.unwrap_or_else(|never| match never {}), address: "10.0.0.7:4711".into() }
+        Announcement {
+            description: digested.unwrap_or_else(|never| match never {}),
+            address: "10.0.0.7:4711".into(),
+            probe: None,
+        }
     }
 
     #[test]
@@ -395,7 +409,11 @@ mod tests {
                 Description::digested(VersionId::new(2, 7), WeightKind::Float32, adapted, b"abcd", 4096, |_, piece| {
                     Ok::<_, std::convert::Infallible>(hash(piece))
                 });
-            Announcement { description: described.unwrap_or_else(|never| match never {}), address: String::new() }
+            Announcement {
+                description: described.unwrap_or_else(|never| match never {}),
+                address: String::new(),
+                probe: None,
+            }
         };
         let versions = [None, Some((1, "rank 8")), Some((2, "rank 8")), Some((1, "rank 4"))].map(of);
         for (place, version) in versions.iter().enumerate() {

@@ -79,7 +79,7 @@ fn content(whole: &Whole) -> Vec<u8> {
 
 /// Announced by a learner that broadcasts to nobody.
 fn announced(description: &Description) -> Announcement {
-    Announcement { description: description.clone(), address: String::new() }
+    Announcement { description: description.clone(), address: String::new(), probe: None }
 }
 
 fn receive(host: &Host, description: &Description, from: &[String]) -> Result<Received, ReceiveError> {

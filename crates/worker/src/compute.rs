@@ -28,9 +28,9 @@ enum Precision {
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 enum DeviceKind {
-    /// The CPU.
+    /// Host memory and `--threads` threads.
     Cpu,
-    /// An NVIDIA GPU.
+    /// The first NVIDIA GPU that the process sees.
     Cuda,
 }
 

@@ -125,6 +125,7 @@ fn generate(arguments: &Arguments) -> Result<()> {
     let model = || format!("load model `{}`", arguments.model.display());
     let config = ModelConfig::read(&arguments.model).with_context(model)?;
     let rows = read_rows(arguments)?;
+    let config = config.for_sequences(longest(arguments, &rows));
     check_lengths(arguments, &config, &rows)?;
     let mut out = Output::create(&arguments.output)?;
     if rows.is_empty() {
@@ -225,13 +226,18 @@ fn check_lengths(arguments: &Arguments, config: &ModelConfig, rows: &[PromptRow]
     Ok(())
 }
 
+/// Tokens of the longest prompt and answer.
+fn longest(arguments: &Arguments, rows: &[PromptRow]) -> usize {
+    rows.iter().map(|row| row.prompt.tokens.len()).max().unwrap_or(0) + arguments.max_new_tokens as usize
+}
+
 fn engine(arguments: &Arguments, config: ModelConfig, rows: &[PromptRow]) -> Result<Engine> {
     let model = || format!("load model `{}`", arguments.model.display());
     let (kind, device) = arguments.compute.start()?;
     let parameters = Parameters::load_with(&arguments.model, arguments.adapter.as_deref(), &config, kind, device)
         .with_context(model)?;
     let tokenizer = Arc::new(Tokenizer::read(&arguments.model).with_context(model)?);
-    let longest = rows.iter().map(|row| row.prompt.tokens.len()).max().unwrap_or(0) + arguments.max_new_tokens as usize;
+    let longest = longest(arguments, rows);
     let most = arguments.rows.min(rows.len() * arguments.n as usize);
     let tokens = arguments.cache_tokens.unwrap_or_else(|| cache_tokens(&config, kind, device, false, [most, longest]));
     let options = EngineOptions {

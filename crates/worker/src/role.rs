@@ -123,9 +123,9 @@ impl From<Collective> for Backend {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Device {
-    /// The CPU.
+    /// Host memory and `--threads` threads.
     Cpu,
-    /// An NVIDIA GPU.
+    /// The first NVIDIA GPU that the process sees.
     Cuda,
 }
 

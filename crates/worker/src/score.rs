@@ -67,6 +67,8 @@ fn write_scores(arguments: &Arguments) -> anyhow::Result<()> {
     let model = || format!("load model `{}`", arguments.model.display());
     let config = ModelConfig::read(&arguments.model).with_context(model)?;
     let requests = read_requests(arguments)?;
+    let longest = requests.iter().map(|request| request.prompt_tokens.len() + request.tokens.len()).max();
+    let config = config.for_sequences(longest.unwrap_or(0));
     let kind = if arguments.bfloat16 { Kind::BFloat16 } else { Kind::Float };
     let parameters = Parameters::load_with(&arguments.model, arguments.adapter.as_deref(), &config, kind, device)
         .with_context(model)?;

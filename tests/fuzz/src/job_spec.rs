@@ -1,4 +1,4 @@
-//! Job specs.
+//! Texts of job specs, refused or written down again as the same spec.
 #![allow(unreachable_pub, reason = "the fuzzer's crate and tests include this file")]
 
 use std::path::Path;

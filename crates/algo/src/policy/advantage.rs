@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use super::returns::{discounted_returns, gae, remax_advantages};
 use super::whitening::{Moments, Whitening};
 use super::{AdvantageEstimator, KlPlace};
+use crate::group::mean_of;
 use crate::sequence::Placed;
 use crate::{ObjectiveError, PolicyConfig, ScoreEstimator, SequenceInfo, TokenData, estimator};
 
@@ -32,6 +33,14 @@ pub struct TokenAdvantages {
     pub advantages: Vec<f64>,
     /// Return of each token, the target of the value model; empty without one.
     pub returns: Vec<f64>,
+}
+
+impl TokenAdvantages {
+    /// Returns the advantage of the whole answer: the mean over its tokens. `None` for objectives without advantages.
+    #[must_use]
+    pub fn mean(&self) -> Option<f64> {
+        (!self.advantages.is_empty()).then(|| mean_of(&self.advantages))
+    }
 }
 
 impl PolicyConfig {

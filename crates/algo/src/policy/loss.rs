@@ -29,6 +29,7 @@ impl PolicyConfig {
         tokens: &TokenData<'_>,
     ) -> Result<SequenceOutcome, ObjectiveError> {
         let mut outcome = SequenceOutcome::zeroed(info.tokens as usize);
+        outcome.score = targets.mean();
         if !self.counts(info) {
             outcome.metrics.masked += 1.0;
             outcome.dloss_dvalue = self.value.map(|_| vec![0.0; info.tokens as usize]);

@@ -38,7 +38,7 @@ pub(crate) struct Dashboard {
     /// 127.0.0.1:7780, or another port when that one is in use.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) listen: Option<SocketAddr>,
-    /// Print JSON.
+    /// Print the address and the hours that its token is valid for as a JSON object.
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -28,7 +28,7 @@ pub(crate) struct Runs {
     /// List live runs only.
     #[arg(long)]
     pub(crate) live: bool,
-    /// Print JSON.
+    /// Print one JSON object, with all of what is known of each run.
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -29,6 +29,7 @@ Examples:
   pacs samples runs/demo --group 96 --side-by-side
   pacs samples runs/demo --sample 96.3          one answer, token by token
   pacs samples runs/demo --limit 500 --json | jq '.samples[].response'
+  pacs samples runs/demo --step 12 --limit 500 --full --json | jq '.samples | sort_by(.coefficient)'
 
 Samples in flight come first, then those of steps, then those of evaluations, each newest first. Runs that are over are named
 by their folder.")]
@@ -63,7 +64,7 @@ pub(crate) struct Samples {
     /// Show one sample with its tokens, named by group and index, as in `96.3`.
     #[arg(long, value_name = "GROUP.INDEX", value_parser = sample_id, conflicts_with_all = ["set", "group", "outcome", "text", "side_by_side"])]
     pub(crate) sample: Option<(u64, u32)>,
-    /// Print JSON.
+    /// Print the samples and the notes on unreadable files as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -239,6 +240,18 @@ fn finish(sample: &v1::ObservedSample) -> &'static str {
     }
 }
 
+/// What the last update made of a sample, in words: its score, and its coefficient with a sign, where positive pushes
+/// the answer up.
+pub(super) fn signal(sample: &v1::ObservedSample) -> Vec<String> {
+    let score = sample.score.map(|score| format!("score {score:.3}"));
+    let coefficient = sample.coefficient.map(|coefficient| match coefficient {
+        0.0 => "coefficient 0".to_owned(),
+        // A share of one in some hundred or thousand answers: few digits after the point would be zeros.
+        other => format!("coefficient {other:+.2e}"),
+    });
+    score.into_iter().chain(coefficient).collect()
+}
+
 /// Formats the heading of a sample.
 fn heading(sample: &v1::ObservedSample) -> String {
     let mut text = format!("g{}.{}  {}", sample.group_id, sample.index, set(sample));
@@ -249,6 +262,9 @@ fn heading(sample: &v1::ObservedSample) -> String {
     let _ = write!(text, "  {}", outcome(sample));
     if let Some(verdict) = &sample.verdict {
         let _ = write!(text, "  reward {:.3}  label {}", verdict.reward, verdict.label);
+    }
+    for of_training in signal(sample) {
+        let _ = write!(text, "  {of_training}");
     }
     let _ = write!(text, "  {} tokens ({})", sample.tokens, finish(sample));
     let tokens = f64::from(sample.tokens.max(1));
@@ -314,6 +330,10 @@ fn cell(sample: &v1::ObservedSample, width: usize) -> Vec<String> {
     let reward = sample.verdict.as_ref().map_or(String::new(), |verdict| format!(" {:.3}", verdict.reward));
     let title = format!(".{} {}{reward}, {} tokens", sample.index, outcome(sample), sample.tokens);
     let mut lines = wrapped(&title, width);
+    let signal = signal(sample);
+    if !signal.is_empty() {
+        lines.extend(wrapped(&signal.join(", "), width));
+    }
     lines.push("-".repeat(width));
     lines.extend(sample.response.split('\n').flat_map(|line| wrapped(&harmless(line), width)));
     if sample.shortened {
@@ -373,13 +393,15 @@ mod tests {
             version: Some(11),
             logprob_sum: Some(-2.0),
             entropy_sum: 1.0,
+            score: Some(if index == 0 { 0.5 } else { -0.5 }),
+            coefficient: Some(if index == 0 { 0.0125 } else { -0.0125 }),
         }
     }
 
     #[test]
     fn a_sample_says_all_that_it_was_judged_by() {
         expect![[r"
-            g96.0  train step 12  correct  reward 1.000  label 1  4 tokens (stop)  log-prob -0.500 a token  entropy 0.250  weights v11
+            g96.0  train step 12  correct  reward 1.000  label 1  score 0.500  coefficient +1.25e-2  4 tokens (stop)  log-prob -0.500 a token  entropy 0.250  weights v11
               question  What is 6 * 7?
               answer    It is
                         \boxed{42}
@@ -394,6 +416,8 @@ mod tests {
             step: None,
             version: None,
             logprob_sum: None,
+            score: None,
+            coefficient: None,
             shortened: true,
             ..sample(1, "so")
         };
@@ -416,6 +440,8 @@ mod tests {
               What is 6 * 7?
 
             .0 correct 1.000, 4 tokens   | .1 wrong 0.000, 4 tokens
+            score 0.500, coefficient     | score -0.500, coefficient
+            +1.25e-2                     | -1.25e-2
             ---------------------------- | ----------------------------
             It is 42.                    | Six times seven is the same
                                          | as seven times six, so 43.
@@ -437,6 +463,18 @@ mod tests {
         for shown in [as_text(&bad), side_by_side(&[bad.clone(), bad.clone()], 80)] {
             assert!(!shown.chars().any(|c| c.is_control() && c != '\n') && !shown.contains('\u{202e}'), "{shown:?}");
         }
+    }
+
+    #[test]
+    fn what_training_made_of_a_sample_is_shown_as_far_as_it_is_known() {
+        let of = |score, coefficient| signal(&v1::ObservedSample { score, coefficient, ..sample(0, "") }).join(", ");
+        assert_eq!(of(Some(-1.25), Some(-1.0 / 3072.0)), "score -1.250, coefficient -3.26e-4");
+        assert_eq!(of(Some(0.0), Some(0.0)), "score 0.000, coefficient 0");
+        assert_eq!(of(None, Some(0.5)), "coefficient +5.00e-1", "an external program names no score");
+        assert_eq!(of(None, None), "");
+        let json = as_json(&sample(1, ""));
+        assert_eq!((json["score"].as_f64(), json["coefficient"].as_f64()), (Some(-0.5), Some(-0.0125)));
+        assert_eq!(as_json(&v1::ObservedSample::default())["score"], Value::Null);
     }
 
     #[test]

@@ -44,12 +44,15 @@ pub(crate) struct Job {
     pub(crate) learners: u32,
     /// Whether samples are archived.
     pub(crate) archive: bool,
+    /// Problems that every version but the first and the last is evaluated on.
+    pub(crate) evaluation: u32,
 }
 
 impl Job {
     pub(crate) fn new(folder: &Path, prompts: u32, samples: u32, steps: u64) -> Self {
         let folder = folder.to_owned();
-        Self { folder, prompts, samples, steps, max_lag: 1, max_new_tokens: 64, learners: 1, archive: false }
+        let (max_lag, max_new_tokens, learners) = (1, 64, 1);
+        Self { folder, prompts, samples, steps, max_lag, max_new_tokens, learners, archive: false, evaluation: 0 }
     }
 
     pub(crate) fn sequences(&self) -> u64 {
@@ -62,17 +65,22 @@ impl Job {
 
     /// Starts its coordinator in this process.
     pub(crate) async fn start(&self) -> Result<Coordinator> {
-        let problems = self.folder.join("problems.jsonl");
-        let rows: Vec<String> =
-            (0..2000).map(|i| format!("{{\"question\": \"What is {i} + 1?\", \"answer\": \"{}\"}}", i + 1)).collect();
-        std::fs::write(&problems, rows.join("\n"))?;
+        let problems = self.problems("problems", 1, 2000)?;
         let model = roomy_model(&self.folder)?;
         let Self { prompts, samples, steps, max_lag, max_new_tokens, learners, archive, .. } = self;
+        let evaluation = match self.evaluation {
+            0 => "evaluation = { every_steps = 0, before = false, after = false }".to_owned(),
+            count => format!(
+                "data.evaluation.path = '{}'\nevaluation = {{ every_steps = 1, before = false, after = false, \
+                 samples_per_problem = {samples} }}",
+                self.problems("evaluation", 2, count)?.display()
+            ),
+        };
         let text = format!(
             "name = 'bench'\nmodel.path = '{}'\ndata.train.path = '{}'\nrollout.samples_per_prompt = {samples}\n\
              rollout.max_new_tokens = {max_new_tokens}\nrollout.max_concurrent_samples = 65536\n\
              batch = {{ steps = {steps}, prompts_per_step = {prompts}, mini_batches = 1 }}\n\
-             evaluation = {{ every_steps = 0, before = false, after = false }}\ncheckpoint.every_steps = 0\n\
+             {evaluation}\ncheckpoint.every_steps = 0\n\
              logging.samples = {archive}\nasynchrony.max_lag = {max_lag}\nresources.learners = {learners}\n",
             model.display(),
             problems.display(),
@@ -82,14 +90,23 @@ impl Job {
         Ok(Coordinator::start(CoordinatorOptions::local(spec, self.run_dir(), listen)).await?)
     }
 
+    /// Writes a file of `count` problems, whose questions differ with `added`.
+    fn problems(&self, name: &str, added: u32, count: u32) -> Result<PathBuf> {
+        let row = |i: u32| format!("{{\"question\": \"What is {i} + {added}?\", \"answer\": \"{}\"}}", i + added);
+        let path = self.folder.join(name).with_extension("jsonl");
+        std::fs::write(&path, (0..count).map(row).collect::<Vec<_>>().join("\n"))?;
+        Ok(path)
+    }
+
     fn json(&self) -> Value {
-        let Self { folder, prompts, samples, steps, max_lag, max_new_tokens, learners, archive } = self;
-        json!([folder, prompts, samples, steps, max_lag, max_new_tokens, learners, archive])
+        let Self { folder, prompts, samples, steps, max_lag, max_new_tokens, learners, archive, evaluation } = self;
+        json!([folder, prompts, samples, steps, max_lag, max_new_tokens, learners, archive, evaluation])
     }
 
     fn read(text: &str) -> Result<Self> {
-        let (folder, prompts, samples, steps, max_lag, max_new_tokens, learners, archive) = serde_json::from_str(text)?;
-        Ok(Self { folder, prompts, samples, steps, max_lag, max_new_tokens, learners, archive })
+        let (folder, prompts, samples, steps, max_lag, max_new_tokens, learners, archive, evaluation) =
+            serde_json::from_str(text)?;
+        Ok(Self { folder, prompts, samples, steps, max_lag, max_new_tokens, learners, archive, evaluation })
     }
 }
 
@@ -290,7 +307,7 @@ pub(crate) fn submission(
 pub(crate) fn weights(generation: u64, version: u64) -> v1::WeightsRef {
     let id = VersionId::new(generation, version);
     let description = Description::of(id, WeightKind::Float32, &version.to_le_bytes());
-    (&Announcement { description, address: String::new() }).into()
+    (&Announcement { description, address: String::new(), probe: None }).into()
 }
 
 /// What the disk takes to make 4 KiB durable, in microseconds, as the journal does at least once before an answer.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pacs_machine::{Counter, Dropped, Effect, End, PhaseKind};
-use pacs_types::{GroupId, Purpose};
+use pacs_types::{GroupId, Purpose, SampleId};
 use serde::Serialize;
 
 use super::summary::{RoundNumbers, unix_time};
@@ -69,9 +69,9 @@ impl Driver {
                 true => self.step_was_done(),
                 false => self.step_done(step),
             },
-            Effect::Evaluated { step, groups, .. } => match self.run_folder.has(LinesOf::Evaluations, step) {
+            Effect::Evaluated { step, groups, took, .. } => match self.run_folder.has(LinesOf::Evaluations, step) {
                 true => groups.into_iter().for_each(|group| self.store.drop_group(group)),
-                false => self.evaluated(step, &groups),
+                false => self.evaluated(step, &groups, took),
             },
             Effect::CreateCheckpoint { step, save } => {
                 self.saved.clear();
@@ -136,6 +136,7 @@ impl Driver {
 
     pub(crate) fn form_batch(&mut self, step: u64, groups: Vec<GroupId>, left_out: Vec<GroupId>, ranks: u32) {
         self.trained = None;
+        self.signals.clear();
         let prompt_tokens = |group: GroupId| self.problems.train_at(group.0).prompt_tokens.len();
         let (cost, store, by_units) = (self.cost, &self.store, self.spec.resources.deterministic);
         let sharing = Sharing { ranks, cost, store, prompt_tokens: &prompt_tokens, by_units };
@@ -149,6 +150,7 @@ impl Driver {
             batch.groups.iter().chain(&batch.left_out).for_each(|group| self.store.drop_group(*group));
         }
         self.trained = None;
+        self.signals.clear();
     }
 
     fn step_done(&mut self, step: u64) {
@@ -210,6 +212,7 @@ impl Driver {
         };
         // Archived before the metrics line, whose presence says that the step is completely written.
         self.archive_round(step, Purpose::Train, &sampled);
+        self.signals.clear();
         let line = line(&summary.numbers());
         self.hand_over(Job::Append { to: LinesOf::Metrics, step, line, score: None });
         if self.journal.snapshot_age() >= SNAPSHOT_PERIOD {
@@ -234,7 +237,10 @@ impl Driver {
         let mut samples = Vec::new();
         for group in groups {
             let judged = self.store.take(*group).into_iter();
-            let row = |(index, sample, verdict)| ArchivedSample { group: *group, index, sample, verdict };
+            let row = |(index, sample, verdict)| {
+                let signal = self.signals.get(SampleId { group: *group, index });
+                ArchivedSample { group: *group, index, sample, verdict, signal }
+            };
             samples.extend(judged.map(row));
         }
         if self.run_folder.archives() {
@@ -250,6 +256,7 @@ impl Driver {
         self.weights = None;
         self.published = None;
         self.trained = None;
+        self.signals.clear();
         self.saved.clear();
         self.clock.clear();
         self.hand_over(Job::Truncate { steps: Some(step), evaluations: Some(step) });

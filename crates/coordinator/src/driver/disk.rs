@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pacs_machine::{Event, Snapshot, TaskKind, TaskOrder};
+use pacs_machine::{Event, PhaseKind, Snapshot, TaskKind, TaskOrder};
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -132,7 +132,7 @@ impl Driver {
             return Some(format!("waits for {wanted}"));
         }
         let waiting = self.run_folder.waiting();
-        if waiting >= MOST_WAITING && self.machine.training().is_some() {
+        if waiting >= MOST_WAITING && self.machine.phase() == PhaseKind::Training {
             return Some(format!("waits for the disk to take {waiting} steps and evaluations before this one"));
         }
         let (step, save) = self.machine.saving()?;

@@ -28,8 +28,11 @@ pub(crate) struct MeasuringTold {
 }
 
 impl Driver {
-    pub(super) fn evaluated(&mut self, step: u64, groups: &[GroupId]) {
-        let seconds = self.clock.take(PhaseKind::Evaluating, Instant::now());
+    /// Records an evaluation; `took` is its duration if it ran concurrently with training.
+    pub(super) fn evaluated(&mut self, step: u64, groups: &[GroupId], took: Option<Duration>) {
+        // Taken in any case: a step that was held for it entered this phase.
+        let awaited = self.clock.take(PhaseKind::Evaluating, Instant::now());
+        let seconds = took.map_or(awaited, |took| took.as_secs_f64());
         self.told_measuring = None;
         let (mut problems, mut lines, mut score) = (Vec::new(), Vec::new(), None);
         let mut summaries = Vec::new();

@@ -15,6 +15,7 @@ mod pieces;
 mod poison;
 mod recover;
 mod share;
+mod signals;
 mod status;
 mod store;
 mod summary;
@@ -50,6 +51,7 @@ use self::findings::Recent;
 use self::measure::MeasuringTold;
 pub(crate) use self::pieces::{Pieces, Received};
 pub(crate) use self::poison::Poisoned;
+pub(crate) use self::signals::{Signal, Signals};
 pub(crate) use self::store::{ContentError, KeptSample, Store};
 pub(crate) use self::summary::unix_time;
 pub(crate) use self::verifications::{Verification, Verifications};
@@ -215,8 +217,10 @@ pub(crate) struct Driver {
     pub(crate) distribution: pacs_weights::Distribution,
     /// Newest weights that rank 0 has published, which other ranks may not have reached.
     pub(crate) published: Option<v1::WeightsRef>,
-    /// Report of rank 0 on the current step.
+    /// Report of rank 0 on the current step, without its signals.
     pub(crate) trained: Option<v1::TrainResult>,
+    /// What the ranks that have reported say of their samples of the current step.
+    pub(crate) signals: Signals,
     /// Files that ranks have reported for the checkpoint in flight.
     pub(crate) saved: BTreeMap<u32, Vec<RankFile>>,
     pub(crate) learner_names: Vec<String>,
@@ -300,6 +304,7 @@ impl Driver {
             distribution: pacs_weights::Distribution::default(),
             published: None,
             trained: None,
+            signals: Signals::default(),
             saved: BTreeMap::new(),
             learner_names: Vec::new(),
             lag: 0,

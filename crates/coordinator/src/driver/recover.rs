@@ -17,6 +17,7 @@ use crate::services::keep_result;
 const WEIGHTS: &str = "weights";
 const PUBLISHED: &str = "published";
 const TRAINED: &str = "trained";
+const SIGNALS: &str = "signals";
 const SAVED: &str = "saved/";
 
 impl Driver {
@@ -31,6 +32,7 @@ impl Driver {
         extras.extend(self.weights.as_ref().map(|weights| (WEIGHTS.to_owned(), weights.encode_to_vec())));
         extras.extend(self.published.as_ref().map(|weights| (PUBLISHED.to_owned(), weights.encode_to_vec())));
         extras.extend(self.trained.as_ref().map(|trained| (TRAINED.to_owned(), trained.encode_to_vec())));
+        extras.extend(self.signals.report().map(|report| (SIGNALS.to_owned(), report.encode_to_vec())));
         for (rank, files) in &self.saved {
             let file = |file: &crate::records::RankFile| v1::SavedFile {
                 path: file.path.clone(),
@@ -64,11 +66,11 @@ impl Driver {
         }
         // The snapshot may have been taken while a batch was in training.
         if let Some((step, groups, left_out)) = self.machine.training() {
-            // Forming a batch clears rank 0's report, which the snapshot has restored.
-            let trained = self.trained.take();
+            // Forming a batch clears what ranks have reported, which the snapshot has restored.
+            let (trained, signals) = (self.trained.take(), std::mem::take(&mut self.signals));
             let ranks = u32::try_from(self.learner_names.len()).unwrap_or(u32::MAX);
             self.form_batch(step, groups, left_out, ranks);
-            self.trained = trained;
+            (self.trained, self.signals) = (trained, signals);
         }
         self.replaying = true;
         for (record, payload) in records {
@@ -122,6 +124,7 @@ impl Driver {
             WEIGHTS => self.weights = Some(v1::WeightsRef::decode(value)?),
             PUBLISHED => self.published = Some(v1::WeightsRef::decode(value)?),
             TRAINED => self.trained = Some(v1::TrainResult::decode(value)?),
+            SIGNALS => self.signals.put(v1::TrainResult::decode(value)?.signals),
             _ => {
                 if let Some(rank) = name.strip_prefix(SAVED).and_then(|rank| rank.parse().ok()) {
                     let saved = v1::complete_task_request::Result::Saved(v1::SaveResult::decode(value)?);

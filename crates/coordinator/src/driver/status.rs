@@ -1,4 +1,4 @@
-use pacs_machine::{Action, WorkerStatus};
+use pacs_machine::{Action, PhaseKind, WorkerStatus};
 use pacs_protocol::v1;
 use pacs_types::{GroupId, WorkerId};
 
@@ -14,6 +14,8 @@ impl Driver {
         let metrics = self.newest_step.as_ref().map(|step| step.numbers()).unwrap_or_default();
         let retired = self.machine.retired_problems();
         let (disk, stalled) = (self.waits_for_disk(), status.stalled);
+        // An evaluation that the learners do not wait for says nothing about the end of the job.
+        let measuring_left = self.measuring_left().filter(|_| status.phase == PhaseKind::Evaluating);
         let mut response = v1::GetStatusResponse {
             job: self.spec.name.clone(),
             run_dir: self.run_dir.display().to_string(),
@@ -41,7 +43,7 @@ impl Driver {
                 .chain(self.measured_numbers())
                 .collect(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
-            remaining_seconds: self.measuring_left().or_else(|| self.remaining_seconds(status.step)),
+            remaining_seconds: measuring_left.or_else(|| self.remaining_seconds(status.step)),
             counters: status.counters.into_iter().map(|(counter, count)| (counter.name().to_owned(), count)).collect(),
             verifiers: self.verifications.status(),
             oldest_group: status.oldest_group,

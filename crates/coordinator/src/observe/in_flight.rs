@@ -10,7 +10,7 @@ use pacs_types::{GroupId, Purpose, SampleId, Verdict};
 use super::ObserveError;
 use super::query::{Found, Page, Query, shorten};
 use super::recorded::{MOST_TEXT, MOST_TOKENS, Window};
-use crate::driver::{Driver, KeptSample, problem_of};
+use crate::driver::{Driver, KeptSample, Signal, problem_of};
 
 /// Samples that one call examines under the driver's lock, which takes some microseconds.
 const MOST_CANDIDATES: usize = 2048;
@@ -21,6 +21,8 @@ pub(super) struct InFlight {
     id: SampleId,
     sample: KeptSample,
     verdict: Option<Verdict>,
+    /// While its step is in training, once its rank has reported.
+    signal: Option<Signal>,
 }
 
 /// Samples that match a query as far as the driver knows, and whether there may be more after them.
@@ -59,7 +61,8 @@ impl Candidates {
                 }
                 if query.wants(purpose_of(group), group, verdict.map(|verdict| verdict.outcome), false) {
                     let id = SampleId { group, index };
-                    samples.push(InFlight { id, sample: sample.clone(), verdict: verdict.cloned() });
+                    let (sample, verdict, signal) = (sample.clone(), verdict.cloned(), driver.signals.get(id));
+                    samples.push(InFlight { id, sample, verdict, signal });
                 }
             }
         }
@@ -92,7 +95,8 @@ impl Candidates {
 impl InFlight {
     pub(super) fn of(driver: &Driver, id: SampleId) -> Option<(Self, Arc<Problems>)> {
         let (_, sample, verdict) = driver.store.samples(id.group).find(|(index, ..)| *index == id.index)?;
-        let this = Self { id, sample: sample.clone(), verdict: verdict.cloned() };
+        let (sample, verdict, signal) = (sample.clone(), verdict.cloned(), driver.signals.get(id));
+        let this = Self { id, sample, verdict, signal };
         Some((this, Arc::clone(&driver.problems)))
     }
 
@@ -115,6 +119,8 @@ impl InFlight {
             version: None,
             logprob_sum: None,
             entropy_sum: self.sample.entropy_sum,
+            score: self.signal.and_then(|signal| signal.score),
+            coefficient: self.signal.map(|signal| signal.coefficient),
         }
     }
 

@@ -31,7 +31,7 @@ const SEARCH_TIME: Duration = Duration::from_secs(5);
 const TRIES: usize = 3;
 
 /// Columns read for a list of samples; `WHOLE` adds those for a single sample.
-const SUMMARY: [&str; 14] = [
+const SUMMARY: [&str; 16] = [
     "group",
     "sample",
     "question",
@@ -46,6 +46,8 @@ const SUMMARY: [&str; 14] = [
     "finish",
     "logprob_sum",
     "entropy_sum",
+    "score",
+    "coefficient",
 ];
 const WHOLE: [&str; 5] = ["token_ids", "logprobs", "sampled_logprobs", "span_versions", "span_tokens"];
 const VERSION: &str = "version";
@@ -387,6 +389,8 @@ fn summary(purpose: Purpose, step: u64, columns: &mut Columns) -> v1::ObservedSa
         version: Some(whole(columns, VERSION)),
         logprob_sum: Some(double(columns, "logprob_sum")),
         entropy_sum: double(columns, "entropy_sum"),
+        score: optional_float(columns, "score"),
+        coefficient: optional_float(columns, "coefficient"),
     }
 }
 
@@ -409,6 +413,14 @@ fn double(columns: &mut HashMap<String, Field>, name: &str) -> f64 {
     match columns.remove(name) {
         Some(Field::Double(value)) => value,
         _ => 0.0,
+    }
+}
+
+/// A number that not every row has, and no row of files of earlier versions.
+fn optional_float(columns: &mut HashMap<String, Field>, name: &str) -> Option<f32> {
+    match columns.remove(name) {
+        Some(Field::Float(value)) => Some(value),
+        _ => None,
     }
 }
 

@@ -19,7 +19,7 @@ pub(crate) use self::read::{ArchiveFile, ArchiveReader, Columns, archive_files, 
 use self::rows::write_rows;
 use super::atomic::sync_folder;
 use super::write_atomically;
-use crate::driver::{KeptSample, problem_of};
+use crate::driver::{KeptSample, Signal, problem_of};
 
 /// The samples of one step or evaluation.
 #[derive(Debug)]
@@ -51,6 +51,8 @@ pub(crate) struct ArchivedSample {
     pub(crate) index: u32,
     pub(crate) sample: KeptSample,
     pub(crate) verdict: Verdict,
+    /// What training made of it; `None` for samples of evaluations and of groups that were left out.
+    pub(crate) signal: Option<Signal>,
 }
 
 /// The folder `samples/`. One thread writes rounds, another one merges them.
@@ -221,10 +223,14 @@ mod tests {
     use super::testing::one_question;
     use super::*;
     use crate::journal::{Frame, FrameKey, write_frames};
+    use crate::observe::Recorded;
     use pacs_protocol::v1;
     use pacs_types::{FinishReason, LeaseId, Outcome, Sample, SampleId, VersionSpan, WeightVersion};
+    use parquet::column::writer::ColumnCloseResult;
     use parquet::file::reader::{FileReader, SerializedFileReader};
+    use parquet::file::writer::SerializedFileWriter;
     use parquet::record::RowAccessor;
+    use parquet::schema::types::Type;
     use prost::Message;
 
     /// A row whose sample is in a segment of `folder`.
@@ -256,6 +262,7 @@ mod tests {
                 extracted: extracted.map(str::to_owned),
                 rule: "number".into(),
             },
+            signal: (group != 9).then(|| Signal { score: extracted.map(|_| -1.5), coefficient: 0.25 }),
         }
     }
 
@@ -280,17 +287,20 @@ mod tests {
         let reader = SerializedFileReader::new(file).unwrap();
         let rows: Vec<String> =
             reader.get_row_iter(None).unwrap().map(|row| row.unwrap().to_string().replace('"', "")).collect();
-        let expected = |group, extracted, tokens, sum, ids, logprobs, prompt| {
+        let expected = |group, extracted, tokens, sum, signal: [&str; 2], ids, logprobs, prompt| {
+            let [score, coefficient] = signal;
             format!(
                 "{{step: 12, group: {group}, sample: 1, purpose: train, question: 1 + 1?, gold: 2, response: ä 2, \
                  extracted: {extracted}, outcome: wrong, rule: number, label: 0.25, reward: -1E0, tokens: {tokens}, \
-                 finish: length, logprob_sum: {sum}, entropy_sum: 0.75, version: 3, token_ids: {ids}, \
+                 finish: length, logprob_sum: {sum}, entropy_sum: 0.75, score: {score}, \
+                 coefficient: {coefficient}, version: 3, token_ids: {ids}, \
                  logprobs: {logprobs}, sampled_logprobs: [], span_versions: [3], span_tokens: [{tokens}], prompt_ids: {prompt}}}"
             )
         };
-        assert_eq!(rows[0], expected(7, "null", 2, "-7.5E-1", "[4, 2]", "[-5E-1, -2.5E-1]", "[9, 8]"));
-        assert_eq!(rows[1], expected(7, "3", 1, "-2E0", "[16]", "[-2E0]", "[]"));
-        assert_eq!(rows[2], expected(9, "", 1, "-1E0", "[8]", "[-1E0]", "[9, 8]"));
+        let signals = [["null", "0.25"], ["-1.5E0", "0.25"], ["null", "null"]];
+        assert_eq!(rows[0], expected(7, "null", 2, "-7.5E-1", signals[0], "[4, 2]", "[-5E-1, -2.5E-1]", "[9, 8]"));
+        assert_eq!(rows[1], expected(7, "3", 1, "-2E0", signals[1], "[16]", "[-2E0]", "[]"));
+        assert_eq!(rows[2], expected(9, "", 1, "-1E0", signals[2], "[8]", "[-1E0]", "[9, 8]"));
     }
 
     #[test]
@@ -397,6 +407,60 @@ mod tests {
         archive.truncate(Purpose::Train, Some(100)).unwrap();
         let gone = ArchiveReader::open(&files[0]).map(drop).unwrap_err();
         assert!(is_gone(&gone), "{gone}");
+    }
+
+    /// Rewrites a file without two of its columns, as versions before them wrote it.
+    fn forget_signals(folder: &Path, step: u64) {
+        let path = folder.join("samples").join(files::name(Purpose::Train, step, step));
+        let file = fs::File::open(&path).unwrap();
+        let reader = SerializedFileReader::new(fs::File::open(&path).unwrap()).unwrap();
+        let is_old = |name: &str| !["score", "coefficient"].contains(&name);
+        let root = reader.metadata().file_metadata().schema_descr().root_schema();
+        let fields = root.get_fields().iter().filter(|field| is_old(field.name())).cloned().collect();
+        let schema = Type::group_type_builder(root.name()).with_fields(fields).build().unwrap();
+        let mut bytes = Vec::new();
+        let mut writer = SerializedFileWriter::new(&mut bytes, Arc::new(schema), rows::properties()).unwrap();
+        for group in reader.metadata().row_groups() {
+            let mut to = writer.next_row_group().unwrap();
+            for column in group.columns().iter().filter(|column| is_old(&column.column_path().parts()[0])) {
+                let close = ColumnCloseResult {
+                    bytes_written: column.compressed_size() as u64,
+                    rows_written: group.num_rows() as u64,
+                    metadata: column.clone(),
+                    bloom_filter: None,
+                    column_index: None,
+                    offset_index: None,
+                };
+                to.append_column(&file, close).unwrap();
+            }
+            to.close().unwrap();
+        }
+        writer.close().unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+
+    #[test]
+    fn files_of_versions_without_scores_are_read_next_to_new_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let archive = Archive::open(folder.path()).unwrap();
+        (1..=64).for_each(|step| archive.write(&round(folder.path(), step, Purpose::Train)).unwrap());
+        [1, 2].into_iter().for_each(|step| forget_signals(folder.path(), step));
+        let read = || {
+            let request = v1::ListSamplesRequest { limit: 500, ..Default::default() };
+            let answer = Recorded::new(folder.path()).samples(request).unwrap();
+            assert_eq!((answer.samples.len(), answer.notes), (128, Vec::new()));
+            for sample in &answer.samples {
+                let has_one = sample.step() > 2 && sample.group_id != 9;
+                assert_eq!(sample.coefficient, has_one.then_some(0.25), "{sample:?}");
+                assert_eq!(sample.score.is_some(), has_one && sample.verdict.as_ref().unwrap().extracted.is_some());
+                assert!(sample.tokens > 0 && sample.version == Some(3), "{sample:?}");
+            }
+        };
+        read();
+        while archive.merge_some().unwrap() {}
+        // Columns of a file are the same in all of its parts.
+        assert!(names(folder.path()).contains(&"steps-000001-000002.parquet".to_owned()), "{:?}", names(folder.path()));
+        read();
     }
 
     #[test]

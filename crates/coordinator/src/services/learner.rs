@@ -2,11 +2,11 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use pacs_machine::{Event, FailureKind, Membership, Reply, TaskKind, TaskOrder, TaskResult};
-use pacs_protocol::v1;
 use pacs_protocol::v1::complete_task_request::Result as WireResult;
 use pacs_protocol::v1::learner_service_server::LearnerService;
 use pacs_protocol::v1::next_task_response::Task as WireTask;
-use pacs_types::{Generation, GroupId, WeightVersion, WorkerId};
+use pacs_protocol::{MOST_SIGNALS, v1};
+use pacs_types::{Generation, GroupId, SampleId, WeightVersion, WorkerId};
 use pacs_weights::Announcement;
 use prost::Message;
 use tokio::sync::{Semaphore, mpsc};
@@ -83,6 +83,7 @@ impl LearnerService for Services {
         let event = Event::CompleteTask { worker, generation: Generation(generation), task: task_id, result };
         let complete = |driver: &mut Driver| {
             let rank = driver.machine.rank(worker);
+            check_report(driver, (worker, Generation(generation), task_id), &wire)?;
             let (reply, effects) = driver.ask_with(event, Some(payload), None)?;
             // Stored before the effects are applied, because this may be the report that completes the task.
             if let (Reply::Accepted { fresh: true }, Some(rank)) = (reply, rank) {
@@ -185,7 +186,13 @@ fn check_amount(wire: &WireResult) -> Result<(), Status> {
         WireResult::Trained(v1::TrainResult { metrics, .. }) if metrics.len() > MOST_METRICS => {
             too_many("trained.metrics", metrics.len(), MOST_METRICS)
         }
-        WireResult::Trained(result) => result.metrics.keys().try_for_each(|name| check_name("trained.metrics", name)),
+        WireResult::Trained(v1::TrainResult { signals, .. }) if signals.len() > MOST_SIGNALS => {
+            too_many("trained.signals", signals.len(), MOST_SIGNALS)
+        }
+        WireResult::Trained(result) => {
+            check_signals(&result.signals)?;
+            result.metrics.keys().try_for_each(|name| check_name("trained.metrics", name))
+        }
         WireResult::Saved(v1::SaveResult { files }) if files.len() > MOST_FILES => {
             too_many("saved.files", files.len(), MOST_FILES)
         }
@@ -194,6 +201,36 @@ fn check_amount(wire: &WireResult) -> Result<(), Status> {
         }
         WireResult::Prepared(_) | WireResult::Captured(_) | WireResult::Failed(_) => Ok(()),
     }
+}
+
+/// Refuses numbers that no objective gives.
+fn check_signals(signals: &[v1::TrainingSignal]) -> Result<(), Status> {
+    for signal in signals {
+        let v1::TrainingSignal { group_id, sample_index: index, score, coefficient } = *signal;
+        for (what, value) in [("score", score.unwrap_or_default()), ("coefficient", coefficient)] {
+            if !value.is_finite() {
+                let sample = SampleId { group: GroupId(group_id), index };
+                let problem =
+                    format!("field `trained.signals` gives {sample} a {what} of {value}, expected a finite number");
+                return Err(Status::invalid_argument(problem));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Refuses signals of samples that the reporting rank was not given to train. Repeats of reports on earlier tasks are
+/// left to the machine, which does not count them.
+fn check_report(
+    driver: &Driver,
+    (worker, generation, task): (WorkerId, Generation, u64),
+    wire: &WireResult,
+) -> Result<(), Status> {
+    let WireResult::Trained(v1::TrainResult { signals, .. }) = wire else { return Ok(()) };
+    let Some(rank) = driver.machine.training_rank(worker, generation, task) else { return Ok(()) };
+    let batch = batch(driver, driver.machine.position().step + 1)?;
+    let checked = batch.content().check_report(rank, signals);
+    checked.map_err(|problem| Status::invalid_argument(format!("field `trained.signals` {problem}")))
 }
 
 fn read(wire: &WireResult) -> Result<TaskResult, Status> {
@@ -224,18 +261,21 @@ fn read(wire: &WireResult) -> Result<TaskResult, Status> {
     })
 }
 
-/// Stores the parts of a result that the machine does not hold: weights, metrics and files.
+/// Stores the parts of a result that the machine does not hold: weights, metrics, signals and files.
 pub(crate) fn keep_result(driver: &mut Driver, rank: u32, wire: WireResult) {
     match wire {
         WireResult::Prepared(result) if rank == 0 => driver.published = result.weights,
-        WireResult::Trained(result) if rank == 0 => {
-            driver.published.clone_from(&result.weights);
-            driver.trained = Some(result);
+        WireResult::Trained(mut result) => {
+            driver.signals.put(std::mem::take(&mut result.signals));
+            if rank == 0 {
+                driver.published.clone_from(&result.weights);
+                driver.trained = Some(result);
+            }
         }
         WireResult::Saved(result) => {
             let file = |file: v1::SavedFile| RankFile { path: file.path, bytes: file.bytes, crc32: file.crc32 };
             driver.saved.insert(rank, result.files.into_iter().map(file).collect());
         }
-        WireResult::Prepared(_) | WireResult::Trained(_) | WireResult::Captured(_) | WireResult::Failed(_) => {}
+        WireResult::Prepared(_) | WireResult::Captured(_) | WireResult::Failed(_) => {}
     }
 }

@@ -69,7 +69,10 @@ impl RolloutService for Services {
             let (reply, effects) = driver.ask_with(event, None, Some(frame))?;
             if reply == (Reply::Accepted { fresh: true }) {
                 driver.store.put_sample(id, kept);
-                driver.clock.sample_arrived(std::time::Instant::now());
+                // The clock times the sampling phase, during which an evaluation may run concurrently.
+                if evaluation_problem(id.group).is_none() {
+                    driver.clock.sample_arrived(std::time::Instant::now());
+                }
                 driver.wake_own(worker);
             }
             driver.apply(effects);

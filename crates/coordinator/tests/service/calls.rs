@@ -145,14 +145,38 @@ impl Any {
     fn weights(&mut self) -> Option<v1::WeightsRef> {
         let id = VersionId::new(self.below(3), self.below(3));
         let description = Description::of(id, WeightKind::Float32, &self.next().to_le_bytes());
-        let mut weights = v1::WeightsRef::from(&Announcement { description, address: String::new() });
-        match self.below(4) {
+        let mut weights = v1::WeightsRef::from(&Announcement { description, address: String::new(), probe: None });
+        match self.below(5) {
             0 => return None,
             1 => weights.bytes = self.number(),
             2 => weights.piece_bytes = self.number(),
+            3 => weights.probe = Some(self.probe()),
             _ => {}
         }
         Some(weights)
+    }
+
+    fn signal(&mut self) -> v1::TrainingSignal {
+        v1::TrainingSignal {
+            group_id: if self.below(4) == 0 { self.number() } else { self.below(4) },
+            sample_index: if self.below(4) == 0 { self.number() as u32 } else { self.below(2) as u32 },
+            score: (self.below(2) == 0).then(|| if self.below(8) == 0 { self.float() as f32 } else { 0.5 }),
+            coefficient: if self.below(8) == 0 { self.float() as f32 } else { -0.25 },
+        }
+    }
+
+    fn probe(&mut self) -> v1::Probe {
+        let tokens = if self.below(10) == 0 { 1025 } else { self.below(6) };
+        let numbers = |any: &mut Self| -> Vec<f32> {
+            (0..any.below(6)).map(|_| if any.below(10) == 0 { any.float() as f32 } else { -0.5 }).collect()
+        };
+        v1::Probe {
+            tokens: (0..tokens).map(|_| self.number() as u32).collect(),
+            answer_from: self.below(6) as u32,
+            logprobs: numbers(self),
+            previous_logprobs: numbers(self),
+            previous_version: self.below(3),
+        }
     }
 
     fn result(&mut self) -> Option<TaskResult> {
@@ -163,6 +187,7 @@ impl Any {
                 weights: self.weights(),
                 metrics: (0..self.below(3)).map(|_| (self.text(), self.float())).collect(),
                 skipped_updates: self.number() as u32,
+                signals: (0..self.below(4)).map(|_| self.signal()).collect(),
             }),
             3 => {
                 let file =

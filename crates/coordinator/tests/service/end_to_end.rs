@@ -125,6 +125,7 @@ async fn a_run_can_be_inspected_while_it_is_live_and_afterwards() {
     let recorded = Recorded::new(&job.run_dir());
     assert_eq!(recorded.samples(of_step).unwrap(), live, "the folder says what the coordinator said");
     check_recorded(&recorded);
+    job.check_signals(5 * 8);
 }
 
 /// All that a server answers to a request; it closes the connection itself.
@@ -219,20 +220,20 @@ fn check_batches(seen: &support::Seen) {
     }
 }
 
+/// The rows of a file of archived samples.
+fn archived(job: &Job, name: &str) -> Vec<serde_json::Value> {
+    let file = File::open(job.run_dir().join("samples").join(name)).unwrap();
+    let reader = SerializedFileReader::new(file).unwrap();
+    let rows = reader.get_row_iter(None).unwrap();
+    rows.map(|row| {
+        let row = row.unwrap();
+        row.get_column_iter().map(|(name, field)| (name.clone(), json(field))).collect::<serde_json::Map<_, _>>().into()
+    })
+    .collect()
+}
+
 fn check_archive(job: &Job) {
-    let rows = |name: &str| -> Vec<serde_json::Value> {
-        let file = File::open(job.run_dir().join("samples").join(name)).unwrap();
-        let reader = SerializedFileReader::new(file).unwrap();
-        let rows = reader.get_row_iter(None).unwrap();
-        rows.map(|row| {
-            let row = row.unwrap();
-            row.get_column_iter()
-                .map(|(name, field)| (name.clone(), json(field)))
-                .collect::<serde_json::Map<_, _>>()
-                .into()
-        })
-        .collect()
-    };
+    let rows = |name: &str| archived(job, name);
     for step in 1..=3 {
         let rows = rows(&format!("step-{step:06}.parquet"));
         assert_eq!(rows.len(), 8);
@@ -314,6 +315,7 @@ async fn a_lost_learner_undoes_what_was_not_saved() {
         let groups: BTreeSet<u64> = index.iter().map(|entry| entry.group_id).collect();
         assert!(groups.into_iter().eq(4 * (step - 1)..4 * step), "step {step} has the prompts of its place");
     }
+    job.check_signals(9 * 8);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -359,6 +361,23 @@ async fn an_evaluation_takes_nothing_from_the_counts_of_the_steps() {
     assert!(seen.failed_measurements > 0, "no verification of an evaluation failed");
     let of_steps = (seen.failed_verdicts - seen.failed_measurements) as f64;
     assert_eq!((sum("failed_verdicts"), sum("verifier_label_failed")), (of_steps, of_steps));
+}
+
+/// With lag, the next step is trained during an evaluation, whose samples all come from one version.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_evaluations_are_complete_and_have_one_version_each() {
+    let job = Job::evaluated(1);
+    let coordinator = job.start(6, "[asynchrony]\nmax_lag = 1").await.unwrap();
+    let fleet = Fleet::start(coordinator.address(), None);
+    assert!(matches!(end_of(coordinator).await, RunEnd::Finished { step: 6, .. }));
+    fleet.join().await;
+    assert_eq!(job.steps_in("metrics.jsonl"), (1..=6).collect::<Vec<_>>());
+    assert_eq!(job.steps_in("evaluations.jsonl"), (0..=6).collect::<Vec<_>>());
+    for step in 0..=6u64 {
+        let rows = archived(&job, &format!("eval-{step:06}.parquet"));
+        assert_eq!(rows.len(), 6, "3 problems of 2 samples");
+        assert!(rows.iter().all(|row| row["version"] == step), "{rows:?}");
+    }
 }
 
 /// Problems are indexed by place: the same spec with an edited file would train old answers with other prompts.
@@ -451,8 +470,8 @@ async fn serves_when_it_is_told_to() {
 }
 
 /// Kills the coordinator again and again at any moment; its workers live on, and nothing is done twice.
-async fn survives_kills(changes: &str, steps: u64) {
-    let (job, address) = (Job::new(), support::free_address());
+async fn survives_kills(changes: &str, evaluated_every: u64, steps: u64) {
+    let (job, address) = (Job::evaluated(evaluated_every), support::free_address());
     let mut coordinator = Killable::start(&job, steps, changes, address);
     support::until_it_serves(address).await;
     let fleet = Fleet::start(address, None);
@@ -471,20 +490,28 @@ async fn survives_kills(changes: &str, steps: u64) {
     assert_eq!((seen.asked_again, seen.trained_again), (0, 0), "acknowledged work was asked for again");
     assert_eq!(seen.started_from.len(), 1, "the learners are one generation: {:?}", seen.started_from);
     assert_eq!(job.steps_in("metrics.jsonl"), (1..=steps).collect::<Vec<_>>());
-    assert_eq!(job.steps_in("evaluations.jsonl"), [0, steps]);
+    let is_due =
+        |step: &u64| [0, steps].contains(step) || (evaluated_every > 0 && step.is_multiple_of(evaluated_every));
+    assert_eq!(job.steps_in("evaluations.jsonl"), (0..=steps).filter(is_due).collect::<Vec<_>>());
     let groups: Vec<u64> = seen.trained.values().flatten().map(|entry| entry.group_id).collect();
     assert_eq!(groups.iter().collect::<BTreeSet<_>>().len() as u64, 4 * steps, "no group is trained on twice");
     assert_eq!(groups.len() as u64, 8 * steps);
+    job.check_signals(8 * steps as usize);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_coordinator_resumes_with_the_same_learners_and_repeats_nothing() {
-    survives_kills("", 10).await;
+    survives_kills("", 0, 10).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn so_does_one_whose_rollouts_run_ahead() {
-    survives_kills("[asynchrony]\nmax_lag = 2", 10).await;
+    survives_kills("[asynchrony]\nmax_lag = 2", 0, 10).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_does_one_that_evaluates_every_version_meanwhile() {
+    survives_kills("[asynchrony]\nmax_lag = 2", 1, 10).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,6 +10,7 @@ mod end_to_end;
 mod hostile;
 #[path = "../../../../tests/fuzz/src/mutate.rs"]
 mod mutate;
+mod probe;
 #[path = "../../../../tests/fuzz/src/run_folder.rs"]
 mod run_folder;
 mod samples;

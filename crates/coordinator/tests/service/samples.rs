@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::support::{PATIENCE, signal};
 use pacs_coordinator::{Coordinator, CoordinatorOptions};
 use pacs_protocol::v1::complete_task_request::Result as Done;
 use pacs_protocol::v1::learner_service_client::LearnerServiceClient;
@@ -11,7 +12,7 @@ use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
 use pacs_protocol::v1::rollout_service_client::RolloutServiceClient;
 use pacs_protocol::v1::verifier_service_client::VerifierServiceClient;
 use pacs_protocol::v1::worker_service_client::WorkerServiceClient;
-use pacs_protocol::{ANSWER_BYTES, MAX_MESSAGE_BYTES, v1};
+use pacs_protocol::{ANSWER_BYTES, MAX_MESSAGE_BYTES, MOST_SIGNALS, v1};
 use pacs_runtime::net::{RunChannel, RunIdentity, of_run};
 use pacs_types::MAX_SAMPLE_BYTES;
 use pacs_weights::{Announcement, Description, VersionId, WeightKind};
@@ -19,10 +20,10 @@ use prost::Message;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 
-const WAIT_MS: u32 = 1000;
+pub(crate) const WAIT_MS: u32 = 1000;
 /// Prompts of the step, and samples of a prompt.
-const PROMPTS: u32 = 6;
-const SAMPLES: u32 = 4;
+pub(crate) const PROMPTS: u32 = 6;
+pub(crate) const SAMPLES: u32 = 4;
 /// Tokens of the model, and the one that samples are made of.
 const VOCABULARY: u32 = 200_000;
 const TOKEN: u32 = 150_000;
@@ -62,7 +63,7 @@ fn roomy_model(folder: &Path) -> std::path::PathBuf {
     model
 }
 
-async fn start(folder: &Path) -> Coordinator {
+pub(crate) async fn start(folder: &Path) -> Coordinator {
     start_with(folder, VOCABULARY).await
 }
 
@@ -75,13 +76,13 @@ async fn start_with(folder: &Path, vocabulary: u32) -> Coordinator {
     Coordinator::start(CoordinatorOptions::local(spec, folder.join("run"), listen)).await.unwrap()
 }
 
-async fn connect(coordinator: &Coordinator) -> RunChannel {
+pub(crate) async fn connect(coordinator: &Coordinator) -> RunChannel {
     let endpoint = Endpoint::from_shared(format!("http://{}", coordinator.address())).unwrap();
     of_run(endpoint.connect().await.unwrap(), RunIdentity::told(coordinator.run_id()).unwrap())
 }
 
 /// A worker that beats until the test ends.
-async fn join(channel: &RunChannel, role: v1::Role, name: &str) -> u64 {
+pub(crate) async fn join(channel: &RunChannel, role: v1::Role, name: &str) -> u64 {
     let mut client = WorkerServiceClient::new(channel.clone());
     let request = v1::RegisterRequest {
         role: role.into(),
@@ -229,9 +230,149 @@ async fn samples_in_flight_are_shown_in_bounded_answers() {
     learners.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
+/// A rank that was given its part of a batch.
+struct Training {
+    worker_id: u64,
+    generation: u64,
+    task_id: u64,
+    client: LearnerServiceClient<RunChannel>,
+}
+
+impl Training {
+    async fn begin(channel: RunChannel, slot: u32) -> Self {
+        let (worker_id, generation, mut client) = prepared(&channel, slot).await;
+        let (task_id, _) = train_task(&mut client, worker_id, generation).await.expect("a batch");
+        Self { worker_id, generation, task_id, client }
+    }
+
+    async fn index(&mut self) -> Vec<v1::SequenceIndex> {
+        let Self { worker_id, generation, task_id, .. } = *self;
+        let request = v1::StreamBatchRequest { worker_id, generation, task_id, ..Default::default() };
+        let mut stream = self.client.stream_batch(request).await.unwrap().into_inner();
+        let mut index = Vec::new();
+        while let Some(piece) = stream.message().await.unwrap() {
+            index.extend(piece.index);
+        }
+        index
+    }
+
+    /// Reports the first step as trained, with these signals.
+    async fn report(&mut self, signals: &[v1::TrainingSignal]) -> Result<(), Status> {
+        let Self { worker_id, generation, task_id, .. } = *self;
+        let description = Description::of(VersionId::new(generation, 1), WeightKind::Float32, &[0; 4]);
+        let weights = Some((&Announcement { description, address: String::new(), probe: None }).into());
+        let result = v1::TrainResult { weights, signals: signals.to_vec(), ..Default::default() };
+        let result = Some(Done::Trained(result));
+        let request = v1::CompleteTaskRequest { worker_id, generation, task_id, result };
+        self.client.complete_task(request).await.map(drop)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn signals_of_what_a_rank_was_not_given_are_refused_and_its_own_are_archived() {
+    const ALL: usize = (PROMPTS * SAMPLES) as usize;
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = start(folder.path()).await;
+    let channel = connect(&coordinator).await;
+    let [first, second] = [0, 1].map(|slot| tokio::spawn(Training::begin(channel.clone(), slot)));
+    let rollout = join(&channel, v1::Role::Rollout, "rollout-0").await;
+    hand_in(&channel, rollout, ALL as u32, |_| 1000).await;
+    let verifier = join(&channel, v1::Role::Verifier, "verifier-0").await;
+    judge(&channel, verifier, ALL as u32).await;
+    let (mut first, mut second) = (first.await.unwrap(), second.await.unwrap());
+    let index = first.index().await;
+    let own = |rank: u32| -> Vec<v1::TrainingSignal> {
+        let own = index.iter().filter(|entry| entry.rank == rank);
+        own.map(|entry| signal(1, entry.group_id, entry.sample_index)).collect()
+    };
+    let (of_first, mut of_second) = (own(0), own(1));
+    assert!(of_first.len() > 2 && of_second.len() > 2 && of_first.len() + of_second.len() == ALL, "both have a part");
+
+    let changed = |change: &dyn Fn(&mut Vec<v1::TrainingSignal>)| {
+        let mut signals = of_first.clone();
+        change(&mut signals);
+        signals
+    };
+    let name = |signal: &v1::TrainingSignal| format!("g{}.{}", signal.group_id, signal.sample_index);
+    for (signals, expected) in [
+        (changed(&|all| all[1].score = Some(f32::NAN)), format!("{} a score of NaN", name(&of_first[1]))),
+        (
+            changed(&|all| all[0].coefficient = f32::NEG_INFINITY),
+            format!("{} a coefficient of -inf", name(&of_first[0])),
+        ),
+        (changed(&|all| all[1] = all[0]), format!("{}, which comes twice", name(&of_first[0]))),
+        (changed(&|all| all.swap(0, 1)), format!("{}, which comes twice, or out of the order", name(&of_first[0]))),
+        (changed(&|all| all.extend(all.clone())), format!("{}, which comes twice", name(&of_first[0]))),
+        (changed(&|all| all[0] = of_second[0]), format!("{}, which rank 1 trains", name(&of_second[0]))),
+        (
+            changed(&|all| all[0].group_id = 1 << 41),
+            format!("g{}.{}, which is not in the batch", 1u64 << 41, of_first[0].sample_index),
+        ),
+        (
+            changed(&|all| all[2].sample_index = SAMPLES),
+            format!("g{}.{SAMPLES}, which is not in the batch", of_first[2].group_id),
+        ),
+        (
+            vec![of_first[0]; MOST_SIGNALS + 1],
+            format!("has {} entries, expected at most {MOST_SIGNALS}", MOST_SIGNALS + 1),
+        ),
+    ] {
+        let refused = first.report(&signals).await.expect_err(&expected);
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        let message = refused.message();
+        assert!(
+            message.starts_with("field `trained.signals` ") && message.contains(&expected),
+            "{expected}: {message}"
+        );
+    }
+
+    // Nothing of that counted. A report shows with the samples in flight, and its repeat changes nothing.
+    let mut observer = ObserveServiceClient::new(channel);
+    let request = v1::ListSamplesRequest { limit: 500, ..Default::default() };
+    let seen = observer.list_samples(request.clone()).await.unwrap().into_inner().samples;
+    assert!(seen.len() == ALL && seen.iter().all(|sample| (sample.score, sample.coefficient) == (None, None)));
+    for _ in 0..2 {
+        first.report(&of_first).await.unwrap();
+    }
+    let said = |signals: &[v1::TrainingSignal], sample: &v1::ObservedSample| {
+        let of = signals.iter().find(|of| (of.group_id, of.sample_index) == (sample.group_id, sample.index));
+        (of.and_then(|of| of.score), of.map(|of| of.coefficient))
+    };
+    let seen = observer.list_samples(request.clone()).await.unwrap().into_inner().samples;
+    assert!(seen.len() == ALL && seen.iter().all(|sample| sample.step.is_none()));
+    for sample in &seen {
+        assert_eq!((sample.score, sample.coefficient), said(&of_first, sample), "{sample:?}");
+    }
+
+    // A rank need not say something of everything: what it leaves out has nothing.
+    of_second.pop();
+    second.report(&of_second).await.unwrap();
+    let of_step = v1::ListSamplesRequest { step: Some(1), ..request };
+    let archived = async {
+        loop {
+            let samples = observer.list_samples(of_step.clone()).await.unwrap().into_inner().samples;
+            if samples.len() == ALL {
+                return samples;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let archived = tokio::time::timeout(PATIENCE, archived).await.expect("the step is archived");
+    let all = [of_first, of_second].concat();
+    for sample in &archived {
+        assert_eq!((sample.score, sample.coefficient), said(&all, sample), "{sample:?}");
+    }
+    assert_eq!(archived.iter().filter(|sample| sample.coefficient.is_none()).count(), 1);
+    let one = &archived[0];
+    let request =
+        v1::GetSampleRequest { group_id: one.group_id, index: one.index, step: Some(1), ..Default::default() };
+    let whole = observer.get_sample(request).await.unwrap().into_inner();
+    assert_eq!(whole.sample.map(|sample| (sample.score, sample.coefficient)), Some((one.score, one.coefficient)));
+}
+
 /// Hands in so many samples, each of as many bytes as it is said to have; returns the largest answer to a request for leases.
 /// Before the first of them, samples that are too large are refused.
-async fn hand_in(channel: &RunChannel, worker_id: u64, samples: u32, bytes: impl Fn(u32) -> usize) -> usize {
+pub(crate) async fn hand_in(channel: &RunChannel, worker_id: u64, samples: u32, bytes: impl Fn(u32) -> usize) -> usize {
     let mut client = RolloutServiceClient::new(channel.clone()).max_encoding_message_size(2 * MAX_MESSAGE_BYTES);
     let (mut handed_in, mut largest) = (0, 0);
     while handed_in < samples {
@@ -263,7 +404,7 @@ async fn hand_in(channel: &RunChannel, worker_id: u64, samples: u32, bytes: impl
 }
 
 /// Judges so many samples; returns the largest answer to a request for them.
-async fn judge(channel: &RunChannel, worker_id: u64, samples: u32) -> usize {
+pub(crate) async fn judge(channel: &RunChannel, worker_id: u64, samples: u32) -> usize {
     let mut client = VerifierServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let (mut judged, mut largest) = (0, 0);
     while judged < samples {
@@ -318,7 +459,7 @@ async fn whole_batch(
 }
 
 /// A learner that is a rank of a generation: its worker, and the generation.
-async fn prepared(channel: &RunChannel, slot: u32) -> (u64, u64, LearnerServiceClient<RunChannel>) {
+pub(crate) async fn prepared(channel: &RunChannel, slot: u32) -> (u64, u64, LearnerServiceClient<RunChannel>) {
     let worker_id = join(channel, v1::Role::Learner, &format!("learner-{slot}")).await;
     let mut client = LearnerServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let generation = loop {
@@ -331,7 +472,7 @@ async fn prepared(channel: &RunChannel, slot: u32) -> (u64, u64, LearnerServiceC
 }
 
 /// Prepares, and waits for the batch; none when the generation is dissolved.
-async fn train_task(
+pub(crate) async fn train_task(
     client: &mut LearnerServiceClient<RunChannel>,
     worker_id: u64,
     generation: u64,
@@ -344,7 +485,7 @@ async fn train_task(
             None => {}
             Some(Task::Prepare(_)) => {
                 let description = Description::of(VersionId::new(generation, 0), WeightKind::Float32, &[0; 4]);
-                let weights = (&Announcement { description, address: String::new() }).into();
+                let weights = (&Announcement { description, address: String::new(), probe: None }).into();
                 let result = Some(Done::Prepared(v1::PrepareResult { weights: Some(weights) }));
                 let request = v1::CompleteTaskRequest { worker_id, generation, task_id, result };
                 client.complete_task(request).await.unwrap();

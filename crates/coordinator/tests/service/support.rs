@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, RunEnd, StartError, Timing};
+use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, Recorded, RunEnd, StartError, Timing};
 use pacs_protocol::v1;
 use pacs_protocol::v1::complete_task_request::Result as TaskResult;
 use pacs_protocol::v1::learner_service_client::LearnerServiceClient;
@@ -25,6 +25,8 @@ const WAIT_MS: u32 = 200;
 
 pub(crate) struct Job {
     folder: PathBuf,
+    /// Steps between evaluations during training; 0: none.
+    evaluated_every: u64,
     /// Removes the folder in the end; the process that serves for a test does not.
     _owned: Option<tempfile::TempDir>,
 }
@@ -43,7 +45,12 @@ impl Job {
         };
         problems("train", 10);
         problems("evaluation", 3);
-        Self { folder: folder.path().to_owned(), _owned: Some(folder) }
+        Self { folder: folder.path().to_owned(), evaluated_every: 0, _owned: Some(folder) }
+    }
+
+    /// A job that is evaluated after so many steps each; 0: only before and after training.
+    pub(crate) fn evaluated(every: u64) -> Self {
+        Self { evaluated_every: every, ..Self::new() }
     }
 
     pub(crate) fn run_dir(&self) -> PathBuf {
@@ -61,12 +68,12 @@ impl Job {
 
     pub(crate) fn spec(&self, steps: u64, changes: &str) -> pacs_spec::JobSpec {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen2-tied");
-        let (model, folder) = (model.display(), self.folder.display());
+        let (model, folder, every) = (model.display(), self.folder.display(), self.evaluated_every);
         let text = format!(
             "name = 'test'\n[model]\npath = '{model}'\n[data.train]\npath = '{folder}/train.jsonl'\n\
              [data.evaluation]\npath = '{folder}/evaluation.jsonl'\n[rollout]\nsamples_per_prompt = 2\n\
              max_new_tokens = 16\n[batch]\nsteps = {steps}\nprompts_per_step = 4\nmini_batches = 2\n\
-             [evaluation]\nevery_steps = 0\nsamples_per_problem = 2\n[checkpoint]\nevery_steps = 2\n\
+             [evaluation]\nevery_steps = {every}\nsamples_per_problem = 2\n[checkpoint]\nevery_steps = 2\n\
              [resources]\nrollouts = 2\nlearners = 2\nverifiers = 1\n{changes}"
         );
         pacs_spec::parse(&text, Path::new("test")).unwrap()
@@ -108,6 +115,33 @@ impl Job {
             goodbye: Duration::from_secs(3),
         };
         Coordinator::start_with(options, timing).await
+    }
+
+    /// Checks that every archived sample of training, `samples` of them, has what the learners have said of it, and no
+    /// other does.
+    pub(crate) fn check_signals(&self, samples: usize) {
+        let recorded = Recorded::new(&self.run_dir());
+        let (mut trained, mut page) = (0, String::new());
+        loop {
+            let request = v1::ListSamplesRequest { limit: 500, page, ..Default::default() };
+            let response = recorded.samples(request).unwrap();
+            for sample in &response.samples {
+                let expected = match sample.purpose() {
+                    v1::Purpose::Train => {
+                        trained += 1;
+                        let said = signal(sample.step(), sample.group_id, sample.index);
+                        (said.score, Some(said.coefficient))
+                    }
+                    v1::Purpose::Evaluate | v1::Purpose::Unspecified => (None, None),
+                };
+                assert_eq!((sample.score, sample.coefficient), expected, "{sample:?}");
+            }
+            page = response.next_page;
+            if page.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(trained, samples);
     }
 
     pub(crate) fn steps_in(&self, file: &str) -> Vec<u64> {
@@ -423,7 +457,7 @@ async fn work(member: &Member, client: &LearnerServiceClient<RunChannel>, group:
     let weights = |version| {
         let id = VersionId::new(generation, version);
         let description = Description::of(id, WeightKind::Float32, &version.to_le_bytes());
-        (group.rank == 0).then(|| (&Announcement { description, address: String::new() }).into())
+        (group.rank == 0).then(|| (&Announcement { description, address: String::new(), probe: None }).into())
     };
     while !member.dismissed() {
         let request = v1::NextTaskRequest { worker_id: member.id, generation, wait_ms: WAIT_MS, busy: false };
@@ -452,9 +486,10 @@ async fn work(member: &Member, client: &LearnerServiceClient<RunChannel>, group:
                     let _ = persist!(member, seen, client, complete_task, request);
                     continue;
                 }
+                let signals = signals(step, &pieces, group.rank);
                 note_training(&train, pieces, group.rank, seen);
                 let metrics = [("loss".to_owned(), 0.5)].into();
-                TaskResult::Trained(v1::TrainResult { weights: weights(step), metrics, skipped_updates: 0 })
+                TaskResult::Trained(v1::TrainResult { weights: weights(step), metrics, skipped_updates: 0, signals })
             }
             Some(Task::Save(_)) if seen.lock().unwrap().saves_nothing => TaskResult::Saved(v1::SaveResult::default()),
             Some(Task::Save(save)) => TaskResult::Saved(save_files(&save, group.rank)),
@@ -462,6 +497,18 @@ async fn work(member: &Member, client: &LearnerServiceClient<RunChannel>, group:
         let request = v1::CompleteTaskRequest { worker_id: member.id, generation, task_id, result: Some(result) };
         let _ = persist!(member, seen, client, complete_task, request);
     }
+}
+
+/// What these learners say of a sample of a step: numbers that tell steps, groups and samples apart.
+pub(crate) fn signal(step: u64, group_id: u64, sample_index: u32) -> v1::TrainingSignal {
+    let score = step as f32 + group_id as f32 / 64.0 + sample_index as f32 / 4.0;
+    v1::TrainingSignal { group_id, sample_index, score: Some(score), coefficient: 0.25 - sample_index as f32 / 2.0 }
+}
+
+/// A rank's report on its own sequences.
+fn signals(step: u64, pieces: &[v1::BatchPiece], rank: u32) -> Vec<v1::TrainingSignal> {
+    let own = pieces.iter().flat_map(|piece| &piece.index).filter(|entry| entry.rank == rank);
+    own.map(|entry| signal(step, entry.group_id, entry.sample_index)).collect()
 }
 
 /// All pieces of a batch; none when the stream breaks, and the task is asked for again.
@@ -551,13 +598,15 @@ pub(crate) struct Killable {
     child: std::process::Child,
 }
 
-/// Set for the process that is to be the coordinator: folder, steps, address, and what is changed in the job.
+/// Set for the process that is to be the coordinator: folder, steps between evaluations, steps, what is changed in the
+/// job, and the address.
 const SERVE: &str = "PACS_TEST_SERVE";
 
 impl Killable {
     /// Starts the coordinator of a job at a fixed address.
     pub(crate) fn start(job: &Job, steps: u64, changes: &str, address: SocketAddr) -> Self {
-        let told = serde_json::json!([job.folder, steps, changes, address.to_string()]).to_string();
+        let told =
+            serde_json::json!([job.folder, job.evaluated_every, steps, changes, address.to_string()]).to_string();
         let child = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "end_to_end::serves_when_it_is_told_to", "--nocapture", "--test-threads", "1"])
             .env(SERVE, told)
@@ -597,8 +646,9 @@ impl Drop for Killable {
 /// Is the coordinator, in a process that [`Killable`] has started; nothing in others.
 pub(crate) async fn serve_if_told() {
     let Ok(told) = std::env::var(SERVE) else { return };
-    let (folder, steps, changes, address): (PathBuf, u64, String, String) = serde_json::from_str(&told).unwrap();
-    let job = Job { folder, _owned: None };
+    let (folder, evaluated_every, steps, changes, address): (PathBuf, u64, u64, String, String) =
+        serde_json::from_str(&told).unwrap();
+    let job = Job { folder, evaluated_every, _owned: None };
     // No worker dies in these tests, so one that is not heard of is only slow.
     let timeout = Duration::from_secs(30);
     let coordinator = job.start_patiently(steps, &changes, address.parse().unwrap(), timeout).await.unwrap();

@@ -204,6 +204,7 @@ impl Intake {
         }
         let taken = IndexEntry {
             group: entry.group_id,
+            sample: entry.sample_index,
             mini_batch: entry.mini_batch as usize,
             rank: entry.rank as usize,
             label: entry.label,

@@ -3,6 +3,7 @@
 mod intake;
 mod publish;
 mod service;
+mod signals;
 mod training_thread;
 
 pub use self::service::{LearnerError, LearnerOptions, run};

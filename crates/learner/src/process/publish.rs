@@ -9,7 +9,7 @@ use pacs_runtime::net::Security;
 use pacs_torch::bytes;
 use pacs_torch::tch::Device;
 use pacs_weights::{
-    Adapted, Announcement, DataServer, GroupTransport, HostStore, ServerOptions, Shelf, StoreError, VersionId,
+    Adapted, Announcement, DataServer, GroupTransport, HostStore, Probe, ServerOptions, Shelf, StoreError, VersionId,
 };
 
 use crate::weights::weight_kind;
@@ -56,14 +56,15 @@ impl Publisher {
         self.store.leave();
     }
 
-    /// Publishes the weights as `version` of `generation` and returns their announcement; `adapted` says what they adapt, where they
-    /// are adapters.
+    /// Publishes the weights as `version` of `generation` and returns their announcement, which carries `probe`; `adapted` says what they
+    /// adapt, where they are adapters.
     pub(super) fn publish(
         &self,
         parameters: &Parameters,
         adapted: Option<&Adapted>,
         generation: u64,
         version: u64,
+        probe: Option<Probe>,
     ) -> anyhow::Result<v1::WeightsRef> {
         let on_host;
         let flat = if parameters.flat.device() == Device::Cpu {
@@ -87,7 +88,7 @@ impl Publisher {
         };
         self.shelf.put(&whole);
         *newest = Some(id);
-        let address = self.server.address().to_string();
-        Ok((&Announcement { description: whole.description().clone(), address }).into())
+        let (description, address) = (whole.description().clone(), self.server.address().to_string());
+        Ok((&Announcement { description, address, probe: probe.map(Arc::new) }).into())
     }
 }

@@ -241,14 +241,7 @@ impl Rank<'_> {
         // A background write belongs to the generation: nobody asks for it afterwards.
         let mut _writing = None;
         loop {
-            let request = v1::NextTaskRequest { worker_id: self.worker, generation, wait_ms: WAIT_MS, busy: false };
-            let client = self.client.clone();
-            let next = NEXT_TASK
-                .run(|| {
-                    let mut client = client.clone();
-                    async move { client.next_task(request).await }
-                })
-                .await?;
+            let next = self.next_task(generation, false).await?;
             let (job, activity) = match next.task {
                 None => continue,
                 Some(Task::Regroup(regroup)) => {
@@ -382,18 +375,21 @@ impl Rank<'_> {
     /// Waits until the generation is dissolved and returns the reason.
     async fn dissolved(&self, generation: u64) -> Result<String, ServeError> {
         loop {
-            let request = v1::NextTaskRequest { worker_id: self.worker, generation, wait_ms: WAIT_MS, busy: true };
-            let client = self.client.clone();
-            let next = NEXT_TASK
-                .run(|| {
-                    let mut client = client.clone();
-                    async move { client.next_task(request).await }
-                })
-                .await?;
-            if let Some(Task::Regroup(regroup)) = next.task {
+            if let Some(Task::Regroup(regroup)) = self.next_task(generation, true).await?.task {
                 return Ok(regroup.reason);
             }
         }
+    }
+
+    /// Asks for the next task, which the coordinator holds back for up to [`CALL_WAIT`]. `busy`: this rank works on one, so only the end
+    /// of the generation is of interest.
+    async fn next_task(&self, generation: u64, busy: bool) -> Result<v1::NextTaskResponse, ServeError> {
+        let request = v1::NextTaskRequest { worker_id: self.worker, generation, wait_ms: WAIT_MS, busy };
+        let attempt = || {
+            let mut client = self.client.clone();
+            async move { client.next_task(request).await }
+        };
+        Ok(NEXT_TASK.run(attempt).await?)
     }
 
     fn activity(&self, activity: &str) {

@@ -18,10 +18,12 @@ use pacs_torch::ExposeError;
 use pacs_torch::tch::{Device, Kind};
 use pacs_torch::{device_memory, multiplies_bf16, release_memory};
 use pacs_types::Generation;
+use pacs_weights::Probe;
 use tokio::sync::oneshot;
 use tracing::Span;
 
 use super::publish::Publisher;
+use super::signals;
 use crate::checkpoint::{BackgroundWriter, Busy, WriteOutcome, exported};
 use crate::error::{CheckpointError, TrainError};
 use crate::settings::TrainerSettings;
@@ -222,7 +224,8 @@ impl Learner {
         release_memory();
         tracing::info!(step = trainer.step, kind = ?kind, "ready to train");
         self.trainer = Some(trainer);
-        Ok(v1::PrepareResult { weights: self.publish()? })
+        // Only a step has scored a sequence with two versions.
+        Ok(v1::PrepareResult { weights: self.publish(None)? })
     }
 
     /// Memory that this rank may use if the job does not say (bytes): what other processes leave free on its GPU, or an equal
@@ -238,8 +241,8 @@ impl Learner {
         }
     }
 
-    /// Publishes the weights on rank 0. The other ranks take part in gathering sharded weights.
-    fn publish(&mut self) -> Result<Option<v1::WeightsRef>, v1::TaskFailure> {
+    /// Publishes the weights on rank 0, with the probe of the step. The other ranks take part in gathering sharded weights.
+    fn publish(&mut self, probe: Option<Probe>) -> Result<Option<v1::WeightsRef>, v1::TaskFailure> {
         let (Some(group), Some(trainer), Some(collective)) = (&self.group, &mut self.trainer, &mut self.collective)
         else {
             return Err(transient("weights are to be published before there are any"));
@@ -248,7 +251,9 @@ impl Learner {
             return Ok(None);
         };
         let adapted = trainer.policy.adapted.as_ref();
-        self.setup.publisher.publish(&weights, adapted, group.generation, trainer.step).map(Some).map_err(transient)
+        let publisher = &self.setup.publisher;
+        let published = publisher.publish(&weights, adapted, group.generation, trainer.step, probe);
+        published.map(Some).map_err(transient)
     }
 
     fn train(&mut self, batch: &TrainBatch, learning_rate: Option<f64>) -> Result<v1::TrainResult, v1::TaskFailure> {
@@ -276,14 +281,15 @@ impl Learner {
         };
         let trained = started.elapsed().as_secs_f64();
         let started = Instant::now();
-        let weights = self.publish()?;
+        let weights = self.publish(report.probe)?;
         let mut metrics: std::collections::HashMap<String, f64> = report.metrics.into_iter().collect();
         metrics.insert("seconds_update".into(), trained);
         metrics.insert("seconds_publish".into(), started.elapsed().as_secs_f64());
         if let Some(weights) = &weights {
             metrics.insert("published_bytes".into(), weights.bytes as f64);
         }
-        Ok(v1::TrainResult { weights, metrics, skipped_updates: report.skipped_updates })
+        let signals = signals::report(batch, &report.signals);
+        Ok(v1::TrainResult { weights, metrics, skipped_updates: report.skipped_updates, signals })
     }
 
     /// Captures the state to be saved and starts writing it in the background. Returns `None` if this rank has

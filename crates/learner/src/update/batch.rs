@@ -11,6 +11,8 @@ use crate::error::BatchError;
 pub struct IndexEntry {
     /// Id of the sequence's group.
     pub group: u64,
+    /// Index of the sequence's sample in its group; training does not depend on it.
+    pub sample: u32,
     /// Optimizer update that trains on it, counted from 0; never decreases along the index.
     pub mini_batch: usize,
     /// Rank that computes its forward and backward.
@@ -260,6 +262,7 @@ mod tests {
     fn batch(answers: &[(u64, usize)]) -> TrainBatch {
         let entry = |&(group, tokens): &(u64, usize)| IndexEntry {
             group,
+            sample: 0,
             mini_batch: 0,
             rank: 0,
             label: 0.0,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use pacs_algo::ObjectiveMetrics;
 
 use super::batch::TrainBatch;
+use super::signals::Signals;
 use crate::comm::Traffic;
 
 macro_rules! sums {
@@ -55,6 +56,8 @@ sums! {
 pub(super) struct StepMetrics {
     pub(super) sums: Sums,
     pub(super) mismatch_max: f64,
+    /// What the updates made of this rank's answers; not exchanged.
+    pub(super) signals: Signals,
     /// Statistics of labels, rewards and lengths, the same on every rank.
     pub(super) outcomes: BTreeMap<&'static str, f64>,
     /// Wall-clock time of the whole step on this rank.

@@ -11,9 +11,12 @@ mod mini_batch;
 mod objective;
 mod outcomes;
 mod pass;
+mod probe;
 mod sft;
+mod signals;
 mod trainer;
 
 pub use self::batch::{IndexEntry, SequenceTokens, Text, TrainBatch};
 pub use self::sft::{FineTuneLoss, FineTuneReport, FineTuner, FineTunerSettings};
+pub use self::signals::SampleSignal;
 pub use self::trainer::{StepReport, Trainer};

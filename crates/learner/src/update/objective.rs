@@ -72,8 +72,10 @@ impl<'a> StepObjective<'a> {
     /// Adds the metrics of an answer that is skipped because it is inert.
     pub(super) fn skip(&self, place: usize, metrics: &mut StepMetrics) {
         let info = &self.infos[self.batch.sequences[place].position];
-        if let Some(inert) = self.of_policy.inert(info, &self.own[place].advantages) {
+        let advantages = &self.own[place].advantages;
+        if let Some(inert) = self.of_policy.inert(info, advantages) {
             metrics.objective.merge(&inert);
+            metrics.signals.note_inert(place, advantages.mean());
         }
     }
 
@@ -283,6 +285,7 @@ impl UpdateObjective<'_> {
         })?;
         metrics.sums.loss += outcome.loss;
         metrics.objective.merge(&outcome.metrics);
+        metrics.signals.note(place, &outcome);
         let by_entropy = step.objective.needs().entropy.then_some(outcome.dloss_dentropy as f32);
         Ok(TokenCoefficients {
             by_logprob: float32(&outcome.dloss_dlogprob),

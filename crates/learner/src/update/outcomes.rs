@@ -58,6 +58,7 @@ mod tests {
     fn entry(group: u64, label: f64, answer_tokens: u32) -> IndexEntry {
         IndexEntry {
             group,
+            sample: 0,
             mini_batch: 0,
             rank: 0,
             label,

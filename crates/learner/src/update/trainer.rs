@@ -13,6 +13,7 @@ use pacs_shape::{Flops, Sharding};
 use pacs_spec::{OldLogprobs, WeightDecayOn};
 use pacs_torch::tch::{Device, Kind};
 use pacs_torch::{DeviceKernels, with_device_kernels};
+use pacs_weights::Probe;
 
 use super::batch::TrainBatch;
 use super::critic::Critic;
@@ -22,6 +23,7 @@ use super::mini_batch::Update;
 use super::objective::{Scored, StepObjective, UpdateObjective};
 use super::outcomes::outcomes;
 use super::pass::{PassTensors, TokenCoefficients, TokenScores, spans};
+use super::signals::SampleSignal;
 use crate::comm::{CollectiveQueue, Flow, Source};
 use crate::error::TrainError;
 use crate::settings::TrainerSettings;
@@ -34,6 +36,11 @@ pub struct StepReport {
     pub metrics: BTreeMap<String, f64>,
     /// Number of optimizer updates skipped because the gradient was not finite.
     pub skipped_updates: u32,
+    /// What the updates made of this rank's answers, in the order of the index. Empty in a step that trains a value
+    /// model alone.
+    pub signals: Vec<SampleSignal>,
+    /// Scores of one sequence before and after the step, the same on every rank; `None` unless [`TrainerSettings::probe`] is set.
+    pub probe: Option<Probe>,
 }
 
 /// One rank of training: weights, moments and gradient, whole or sharded.
@@ -60,7 +67,8 @@ impl Trainer {
     /// When the model cannot be loaded.
     pub fn load(folder: &Path, settings: TrainerSettings, kind: Kind, device: Device) -> Result<Self, TrainError> {
         let before = MemoryPlan::used(device);
-        let policy = ShardedModel::load(folder, settings.lora.as_ref(), storage(&settings), kind, device)?;
+        let config = ModelConfig::read(folder).map_err(ModelError::from)?.for_sequences(settings.longest_sequence);
+        let policy = ShardedModel::load(folder, config, settings.lora.as_ref(), storage(&settings), kind, device)?;
         Ok(Self::assemble(policy, settings, before))
     }
 
@@ -166,17 +174,21 @@ impl Trainer {
             peak_flops: self.settings.peak_flops.map(|peak| peak * ranks),
             ..StepMetrics::default()
         };
-        metrics.traffic = std::thread::scope(|scope| {
+        let (probe, traffic) = std::thread::scope(|scope| {
             let mut queue = CollectiveQueue::start(scope, collective);
-            let trained = self.train_over(batch, &mut queue, &mut metrics);
+            let train =
+                |trainer: &mut Self, queue: &mut CollectiveQueue<'_>| trainer.train_over(batch, queue, &mut metrics);
+            let probe = self.probed(batch, &mut queue, train);
             let traffic = queue.close();
-            trained.map(|()| traffic)
+            probe.map(|probe| (probe, traffic))
         })?;
+        metrics.traffic = traffic;
         self.step = batch.step;
         metrics.step_seconds = started.elapsed().as_secs_f64();
         let mut named = metrics.named();
         self.memory.report(self.policy.device(), &mut named);
-        Ok(StepReport { metrics: named, skipped_updates: metrics.skipped })
+        let signals = metrics.signals.into_list(batch);
+        Ok(StepReport { metrics: named, skipped_updates: metrics.skipped, signals, probe })
     }
 
     fn train_over(
@@ -279,9 +291,22 @@ impl Trainer {
         Ok(())
     }
 
-    /// Calls `note` with the log-probs of each answer at `places` under the weights of `source`.
+    /// Calls `note` with the log-probs of each answer at `places` under the weights of `source`, at the temperature of sampling.
     fn score(
         &mut self,
+        source: Source,
+        batch: &TrainBatch,
+        places: &[usize],
+        queue: &mut CollectiveQueue<'_>,
+        note: impl FnMut(usize, &[f32]),
+    ) -> Result<(), TrainError> {
+        self.score_at(self.settings.temperature, source, batch, places, queue, note)
+    }
+
+    /// As [`Self::score`], at another temperature.
+    pub(super) fn score_at(
+        &mut self,
+        temperature: f64,
         source: Source,
         batch: &TrainBatch,
         places: &[usize],
@@ -296,7 +321,7 @@ impl Trainer {
             };
             let tensors = PassTensors::new(batch, pass, self.policy.device());
             let (model, mut hooks) = self.policy.forward(source, queue);
-            let scores = tensors.score(model, self.settings.temperature, &mut hooks)?;
+            let scores = tensors.score(model, temperature, &mut hooks)?;
             for (place, range) in spans(&tensors) {
                 note(place, &scores.logprobs[range]);
             }

@@ -83,17 +83,18 @@ impl ShardedModel {
     }
 
     /// Loads the weights of a Hugging Face folder and keeps this rank's part; with `lora`, all of them as the base of adapters.
+    /// `config` is the folder's.
     ///
     /// # Errors
     /// Those of [`Parameters::load`] and [`Parameters::load_adapters`], and when the model cannot have the adapters.
     pub(crate) fn load(
         folder: &Path,
+        config: ModelConfig,
         lora: Option<&LoraSettings>,
         storage: Storage,
         kind: Kind,
         device: Device,
     ) -> Result<Self, TrainError> {
-        let config = ModelConfig::read(folder).map_err(ModelError::from)?;
         if let Some(lora) = lora {
             let adapted = config.with_lora(&lora.adapters).map_err(ModelError::from)?;
             let adapters = match &lora.path {

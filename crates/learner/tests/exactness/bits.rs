@@ -1,12 +1,16 @@
 //! `resources.deterministic`: the weights are a function of the batch alone, to the last bit.
 
+use std::collections::BTreeMap;
+
 use pacs_algo::{Objective, PolicyConfig, dr_grpo, grpo, ppo};
-use pacs_learner::{TrainBatch, TrainerSettings};
+use pacs_learner::{SampleSignal, TrainBatch, TrainerSettings};
 use pacs_shape::{Division, Sharding};
 use pacs_spec::OptimizerSpec;
 use pacs_torch::tch::{self, Kind, Tensor};
 
-use crate::support::{PACS, assert_close, descent, golden, on_ranks, settings, share, trainer, weights, whole_batch};
+use crate::support::{
+    GROUP_SIZE, GROUPS, PACS, assert_close, descent, golden, on_ranks, settings, share, trainer, weights, whole_batch,
+};
 
 const STEPS: u64 = 2;
 const MINI_BATCHES: usize = 2;
@@ -23,53 +27,77 @@ fn units(step: u64, rank: usize, ranks: usize) -> TrainBatch {
     batch
 }
 
-/// Weights after some steps with `threads` threads per rank. Checks that all ranks hold the same, and report
-/// the same norm.
-fn train(model: &str, kind: Kind, (ranks, threads): (usize, i32), settings: &TrainerSettings) -> Tensor {
+/// What training ends with.
+struct Trained {
+    weights: Tensor,
+    /// Score and coefficient of every answer of every step, by step and position, as bits.
+    signals: BTreeMap<(u64, usize), (Option<u32>, u32)>,
+}
+
+/// Result of some steps with `threads` threads per rank. Checks that all ranks hold the same weights and report the
+/// same norm, and that each answer is reported once.
+fn train(model: &str, kind: Kind, (ranks, threads): (usize, i32), settings: &TrainerSettings) -> Trained {
     let trained = on_ranks(ranks, |rank, collective| {
-        tch::set_num_threads(threads);
         let division = Division { rank, ranks, ..settings.division };
         let settings = TrainerSettings { division, deterministic: true, ..settings.clone() };
         let mut trainer = trainer(&golden(model), settings, kind);
-        let mut norm = f64::NAN;
+        tch::set_num_threads(threads);
+        let (mut norm, mut signals) = (f64::NAN, Vec::new());
         for step in 1..=STEPS {
             let report = trainer.train(&units(step, rank, ranks), collective).expect("trains");
             norm = report.metrics["grad_norm"];
+            signals.extend(report.signals.into_iter().map(|signal| (step, signal)));
         }
-        (weights(&mut trainer, collective), norm)
+        (weights(&mut trainer, collective), norm, signals)
     });
-    assert!(trained[0].1 > 0.0 && trained.iter().all(|(_, norm)| *norm == trained[0].1));
-    assert!(trained.iter().all(|(weights, _)| weights.equal(&trained[0].0)), "the ranks hold different weights");
-    trained.into_iter().next().expect("there is a rank").0
+    assert!(trained[0].1 > 0.0 && trained.iter().all(|(_, norm, _)| *norm == trained[0].1));
+    assert!(trained.iter().all(|(weights, ..)| weights.equal(&trained[0].0)), "the ranks hold different weights");
+    let mut all = BTreeMap::new();
+    for (step, signal) in trained.iter().flat_map(|(.., signals)| signals) {
+        let SampleSignal { position, score, coefficient } = *signal;
+        let before = all.insert((*step, position), (score.map(f32::to_bits), coefficient.to_bits()));
+        assert_eq!(before, None, "answer {position} of step {step} is reported twice");
+    }
+    let answers = GROUPS as usize * GROUP_SIZE;
+    assert!(all.keys().copied().eq((1..=STEPS).flat_map(|step| (0..answers).map(move |position| (step, position)))));
+    Trained { weights: trained.into_iter().next().expect("there is a rank").0, signals: all }
 }
 
-fn assert_same(found: &Tensor, expected: &Tensor, what: &str) {
+fn assert_same(found: &Trained, expected: &Trained, what: &str) {
+    let apart = found.signals.iter().find(|(place, signal)| expected.signals.get(*place) != Some(*signal));
+    assert_eq!(apart, None, "{what}: another score or coefficient");
+    let (found, expected) = (&found.weights, &expected.weights);
     let different = found.not_equal_tensor(expected).sum(Kind::Int64).int64_value(&[]);
     let (found, expected) = (found.to_kind(Kind::Float), expected.to_kind(Kind::Float));
     let apart = (found - expected).abs().max().double_value(&[]);
     assert_eq!(different, 0, "{what}: {different} weights differ, by up to {apart}");
 }
 
+/// Models, shardings, ranks and passes: any three of them occur together in each of their combinations, in a third of the runs that all
+/// four would take.
 #[test]
 fn ranks_passes_threads_and_divisions_give_one_weight() {
-    for (model, kind) in [
+    // One unit per pass with little memory, small packs, everything at once.
+    const PASSES: [(usize, Option<u64>); 3] = [(1, Some(0)), (60, None), (100_000, Some(0))];
+    let models = [
         ("qwen2-tied", Kind::Float),
         ("qwen3", Kind::BFloat16),
         ("qwen3_moe", Kind::Float),
         ("llama3", Kind::Float),
         ("gemma3", Kind::Float),
-    ] {
+    ];
+    for (m, (model, kind)) in models.into_iter().enumerate() {
         let expected = train(model, kind, (1, 1), &settings());
-        for sharding in [Sharding::Replicated, Sharding::ShardOptimizer, Sharding::ShardAll] {
-            for (ranks, threads) in [(1, 2), (2, 1), (3, 3), (4, 2)] {
-                // One unit per pass with little memory, small packs, everything at once.
-                for (micro_batch_tokens, memory_bytes) in [(1, Some(0)), (60, None), (100_000, Some(0))] {
-                    let division = Division::alone(sharding);
-                    let settings = TrainerSettings { division, micro_batch_tokens, memory_bytes, ..settings() };
-                    let found = train(model, kind, (ranks, threads), &settings);
-                    let layout = format!("{ranks} ranks of {threads} threads, {micro_batch_tokens} tokens");
-                    assert_same(&found, &expected, &format!("{model}, {kind:?}, {sharding:?}, {layout}"));
-                }
+        for (s, sharding) in
+            [Sharding::Replicated, Sharding::ShardOptimizer, Sharding::ShardAll].into_iter().enumerate()
+        {
+            for (r, (ranks, threads)) in [(1, 2), (2, 1), (3, 3), (4, 2)].into_iter().enumerate() {
+                let (micro_batch_tokens, memory_bytes) = PASSES[(m + s + r) % 3];
+                let division = Division::alone(sharding);
+                let settings = TrainerSettings { division, micro_batch_tokens, memory_bytes, ..settings() };
+                let found = train(model, kind, (ranks, threads), &settings);
+                let layout = format!("{ranks} ranks of {threads} threads, {micro_batch_tokens} tokens");
+                assert_same(&found, &expected, &format!("{model}, {kind:?}, {sharding:?}, {layout}"));
             }
         }
     }
@@ -106,7 +134,7 @@ fn the_update_is_that_of_floats_up_to_rounding() {
             }
             weights(&mut trainer, collective)
         });
-        assert_close(&train(model, Kind::Float, (1, 2), &descent()), &floats[0], 1e-5, model);
+        assert_close(&train(model, Kind::Float, (1, 2), &descent()).weights, &floats[0], 1e-5, model);
     }
 }
 

@@ -5,5 +5,7 @@ mod bits;
 mod device;
 mod divisions;
 mod lora;
+mod probe;
+mod signals;
 mod support;
 mod update;

@@ -10,7 +10,7 @@ use pacs_collective::{Collective, GroupConfig, HostCollective, HostListener};
 use pacs_learner::{IndexEntry, SequenceTokens, TrainBatch, Trainer, TrainerSettings};
 use pacs_shape::{Division, Sharding};
 use pacs_spec::{OldLogprobs, OptimizerSpec};
-use pacs_torch::tch::{Device, Kind, Tensor};
+use pacs_torch::tch::{self, Device, Kind, Tensor};
 use pacs_types::{Generation, mix};
 
 pub(crate) const GROUPS: u64 = 6;
@@ -40,6 +40,7 @@ pub(crate) fn settings() -> TrainerSettings {
         // becomes a difference proportional to the learning rate.
         optimizer: OptimizerSpec { learning_rate: 2e-5, ..OptimizerSpec::default() },
         temperature: 0.9,
+        longest_sequence: 64,
         micro_batch_tokens: 100_000,
         updates: 100,
         old_logprobs: OldLogprobs::Learner,
@@ -49,6 +50,7 @@ pub(crate) fn settings() -> TrainerSettings {
         saves_in_background: false,
         peak_flops: None,
         lora: None,
+        probe: false,
     }
 }
 
@@ -58,7 +60,10 @@ pub(crate) fn descent() -> TrainerSettings {
     TrainerSettings { optimizer, ..settings() }
 }
 
+/// A trainer for the calling thread, which computes alone: tests and their ranks run side by side, and a team of threads for each
+/// operation of so small a model takes ten times as long.
 pub(crate) fn trainer(folder: &Path, settings: TrainerSettings, kind: Kind) -> Trainer {
+    tch::set_num_threads(1);
     Trainer::load(folder, settings, kind, Device::Cpu).expect("a model")
 }
 
@@ -83,6 +88,7 @@ pub(crate) fn whole_batch(step: u64, mini_batches: usize) -> TrainBatch {
             });
             index.push(IndexEntry {
                 group,
+                sample: member as u32,
                 mini_batch: group as usize * mini_batches / GROUPS as usize,
                 rank: 0,
                 label,

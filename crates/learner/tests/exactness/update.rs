@@ -374,7 +374,7 @@ fn a_restored_trainer_is_bit_identical() {
 }
 
 fn restores_bit_for_bit(kind: Kind, long: &TrainerSettings) {
-    let load = || Trainer::load(&golden("qwen3"), long.clone(), kind, Device::Cpu).expect("golden model");
+    let load = || crate::support::trainer(&golden("qwen3"), long.clone(), kind);
     let mut collective = HostCollective::alone();
     let mut whole = load();
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -413,6 +413,26 @@ fn log_probs_are_compared_where_one_version_has_made_both() {
             assert_eq!(none.keys().filter(named).count(), 0, "nothing was compared, and nothing is said");
         }
     }
+}
+
+#[test]
+fn a_job_of_long_sequences_trains_by_the_second_list_of_a_longrope() {
+    let copy = tempfile::tempdir().expect("a temporary folder");
+    let original = golden("phi3");
+    std::fs::copy(original.join("model.safetensors"), copy.path().join("model.safetensors")).expect("copied");
+    let config = std::fs::read_to_string(original.join("config.json")).expect("golden model");
+    let mut config: serde_json::Value = serde_json::from_str(&config).expect("golden model");
+    config["rope_scaling"]["short_factor"] = config["rope_scaling"]["long_factor"].clone();
+    std::fs::write(copy.path().join("config.json"), config.to_string()).expect("written");
+    let trained = |folder: &Path, longest_sequence| {
+        let settings = TrainerSettings { longest_sequence, ..descent() };
+        let mut trainer = crate::support::trainer(folder, settings, Kind::Float);
+        trainer.train(&whole_batch(1, 1), &mut HostCollective::alone()).expect("trains");
+        flat(&mut trainer)
+    };
+    let long = trained(&original, 257);
+    assert!(long.equal(&trained(copy.path(), 256)), "the sequences are short, and rotated by the second list");
+    assert!(!long.equal(&trained(&original, 256)), "the lists do not differ");
 }
 
 #[test]

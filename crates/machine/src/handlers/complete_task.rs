@@ -53,6 +53,14 @@ impl Machine {
         }
     }
 
+    /// Rank whose report on `task` would count, if that is the training task of the worker's generation. `None` for
+    /// repeats of earlier tasks and for whatever [`Event::CompleteTask`](crate::Event::CompleteTask) would refuse.
+    #[must_use]
+    pub fn training_rank(&self, worker: WorkerId, generation: Generation, task: u64) -> Option<u32> {
+        self.phase.training().filter(|training| training.task.id == task)?;
+        self.rank_in(worker, generation).ok()
+    }
+
     fn rank_in(&self, worker: WorkerId, generation: Generation) -> Result<u32, Refusal> {
         self.member(worker, Role::Learner)?;
         let stale = Refusal::StaleGeneration { asked: generation, current: self.newest_generation };
@@ -90,21 +98,32 @@ impl Machine {
                 self.effects.push(Effect::Prepared { step });
                 self.advance();
             }
-            Phase::Training(training) => {
-                let skipped = u64::from(training.task.skipped_updates);
+            Phase::Training(_) => {
                 if !self.training_succeeded() {
                     return self.undo_trial();
                 }
-                self.settle_history();
-                self.step_done(skipped);
+                // It would announce the next version, and an evaluation has samples of one version only.
+                if self.concurrent.is_some() {
+                    return self.hold_step();
+                }
+                self.finish_step();
             }
             Phase::Assembling
             | Phase::Evaluating(_)
             | Phase::Sampling
+            | Phase::Ahead(_)
             | Phase::Saving(_)
             | Phase::Committing
             | Phase::Ended(_) => unreachable!("a save is reported by itself, and these have no tasks"),
         }
+    }
+
+    /// Counts the step that all ranks have finished.
+    pub(crate) fn finish_step(&mut self) {
+        let Some(training) = self.phase.training() else { return };
+        let skipped = u64::from(training.task.skipped_updates);
+        self.settle_history();
+        self.step_done(skipped);
     }
 
     fn step_done(&mut self, skipped: u64) {
@@ -176,6 +195,23 @@ mod tests {
         assert!(report(&mut run, 0, Some(WeightVersion(0))).record.is_some());
         assert_eq!(report(&mut run, 0, Some(WeightVersion(0))).record, None, "a repeat changes nothing");
         assert!(report(&mut run, 1, None).effects.contains(&Effect::Prepared { step: 0 }));
+    }
+
+    #[test]
+    fn reports_on_the_step_in_training_are_told_from_others() {
+        let mut run = Run::preparing(Options { learners: 2, ..options() });
+        let generation = Generation(1);
+        let prepared = run.task_of(0);
+        let rank = |run: &Run, worker, task| run.machine.training_rank(worker, generation, task);
+        assert_eq!(rank(&run, run.learners[0], prepared), None, "that is no step");
+        run.prepare();
+        run.generate_all();
+        run.verify_all(|_| Outcome::Correct);
+        let task = run.task_of(1);
+        assert_eq!(rank(&run, run.learners[0], task), Some(0));
+        assert_eq!(rank(&run, run.learners[1], task), Some(1));
+        assert_eq!(rank(&run, run.learners[1], prepared), None);
+        assert_eq!(run.machine.training_rank(run.learners[1], Generation(2), task), None);
     }
 
     #[test]

@@ -23,7 +23,7 @@ impl Machine {
             let mut newest_id = self.newest_id;
             let mut free = free_samples as usize;
             let mut may_exceed = free > 0 && self.pools().all(|pool| !pool.holds_group(worker));
-            // The learners are idle during an evaluation, so its groups go first.
+            // The learners wait for an evaluation, at once or after the next step, so its groups go first.
             for (purpose, pool) in self.lendable() {
                 let mut share = pool.waiting_groups().div_ceil(rollouts);
                 while share > 0 {
@@ -72,7 +72,8 @@ impl Machine {
     }
 
     fn lendable(&mut self) -> impl Iterator<Item = (Purpose, &mut Pool)> {
-        let evaluated = self.phase.evaluation_mut().map(|evaluation| (Purpose::Evaluate, &mut evaluation.pool));
+        let evaluation = self.phase.evaluation_mut().or(self.concurrent.as_mut());
+        let evaluated = evaluation.map(|evaluation| (Purpose::Evaluate, &mut evaluation.pool));
         evaluated.into_iter().chain([(Purpose::Train, &mut self.pool)])
     }
 }

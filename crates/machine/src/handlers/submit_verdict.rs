@@ -162,7 +162,7 @@ mod tests {
             _ => Outcome::Correct,
         });
         let evaluated = effects.iter().find_map(|effect| match effect {
-            Effect::Evaluated { step: 0, groups, excluded } => Some((groups.len(), *excluded)),
+            Effect::Evaluated { step: 0, groups, excluded, .. } => Some((groups.len(), *excluded)),
             _ => None,
         });
         assert_eq!(evaluated, Some((2, 1)), "{effects:?}");

@@ -50,6 +50,8 @@ pub(crate) struct Actor {
     samples: Vec<SampleGrant>,
     /// Newest weight version that it knows.
     weights: u64,
+    /// The version that was announced last, which a rewound job lowers.
+    announced: u64,
     membership: Option<Membership>,
     /// Learners: weight version of the state in memory.
     state: Option<u64>,
@@ -100,6 +102,7 @@ impl Actor {
             groups: Vec::new(),
             samples: Vec::new(),
             weights: 0,
+            announced: 0,
             membership: None,
             state: None,
             task: None,
@@ -230,8 +233,9 @@ impl Actor {
             // New weights arrive while it samples: some samples start with those of the lease, some with newer ones.
             let newest = self.weights.max(grant.policy_step);
             let mut version = WeightVersion(rng.random_range(grant.policy_step..=newest));
+            // Nothing here knows that an evaluation wants one version: the coordinator must not announce the next one.
             if pacs_machine::evaluation_problem(grant.group).is_some() {
-                version = WeightVersion(grant.policy_step);
+                version = WeightVersion(self.announced.max(grant.policy_step));
             }
             if rng.random_bool(temper.wrong_version) {
                 version = WeightVersion(version.0 + 50);
@@ -382,6 +386,7 @@ impl Actor {
             Ok(Reply::Groups(groups)) => {
                 let newest = groups.iter().map(|grant| grant.policy_step).max();
                 self.weights = newest.map_or(self.weights, |newest| newest.max(self.weights));
+                self.announced = newest.unwrap_or(self.announced);
                 self.groups.extend(groups);
             }
             Ok(Reply::Samples(samples)) => self.samples.extend(samples),

@@ -88,6 +88,10 @@ fn runs_finish_and_never_break_an_invariant() {
         "mass_losses",
         "searches",
         "searches_without_a_trace",
+        "steps_trained_during_an_evaluation",
+        "steps_held_for_an_evaluation",
+        "evaluations_abandoned",
+        "evaluations_that_outlive_a_generation",
     ] {
         assert!(seen.get(name).is_some_and(|count| *count > 0), "{name} never happened: {seen:#?}");
     }

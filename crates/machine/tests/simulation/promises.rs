@@ -75,7 +75,7 @@ pub(crate) fn members(machine: &Machine) {
     for member in &status.workers {
         assert!(names.insert((member.role, &member.name)), "{} has two members", member.name);
     }
-    // During an evaluation the queue lengths are those of its pool alone.
+    // While the learners wait for an evaluation, the queue lengths are those of its pool alone.
     if status.phase != PhaseKind::Evaluating {
         let held: usize = status.workers.iter().map(|member| member.leases).sum();
         let leased = status.queues.groups_generating + status.queues.samples_verifying;

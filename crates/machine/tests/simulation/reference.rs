@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pacs_machine::{
-    Command, Counter, Counters, Dropped, Effect, End, EvaluationPlan, Event, GroupGrant, Machine, Options, Refusal,
-    Reply, Snapshot, Staleness, StopMode, TaskResult, UniformGroups, evaluation_problem,
+    Command, Counter, Counters, Dropped, Effect, End, EvaluationPlan, Event, GroupGrant, Machine, Options, PhaseKind,
+    Refusal, Reply, Snapshot, Staleness, StopMode, TaskResult, UniformGroups, evaluation_problem,
 };
 use pacs_order::{DrawOrder, Evidence, History};
 use pacs_types::{Generation, GroupId, LeaseId, Outcome, Role, SampleId, WorkerId};
@@ -61,6 +61,8 @@ pub(crate) struct Reference {
     learning_rate: Option<f64>,
     counters: Counters,
     pub(crate) evaluated: BTreeSet<u64>,
+    /// Steps whose evaluation a stop has abandoned, because the next step was in training.
+    abandoned: BTreeSet<u64>,
     pub(crate) ended: Option<End>,
     pub(crate) counts: BTreeMap<String, u64>,
     /// Actor and process number of each registration.
@@ -222,10 +224,15 @@ impl Reference {
                 assert_eq!(made, *step);
                 let reports = self.reports.remove(&self.trained).map_or(0, |ranks| ranks.len());
                 assert_eq!(reports, self.ranks, "step {step} counts by the reports of {reports} ranks");
+                let is_owed = self.owes_evaluation(self.made, options) && !self.abandoned.contains(&self.made);
+                assert!(!is_owed, "step {step} counts, and the evaluation before it is not complete");
+                if !matches!(self.newest_event, Some(Event::CompleteTask { .. })) {
+                    self.count("steps_held_for_an_evaluation");
+                }
                 (self.made, self.refills) = (*step, 0);
                 assert_eq!(self.version.replace(*step), Some(step - 1), "versions go up by one");
             }
-            Effect::Evaluated { step, groups, excluded } => {
+            Effect::Evaluated { step, groups, excluded, .. } => {
                 // Simulated jobs with several sets evaluate all of them at once.
                 assert_eq!(
                     groups.len() + *excluded as usize,
@@ -240,6 +247,7 @@ impl Reference {
                     self.forget(*group);
                 }
                 assert!(self.evaluated.insert(*step), "step {step} was measured twice");
+                assert!(!self.abandoned.contains(step), "the evaluation of step {step} was abandoned");
             }
             Effect::ReplaceSample(sample) => {
                 // While an undone batch waits for a checkpoint, its samples are still listed with the batch.
@@ -280,7 +288,14 @@ impl Reference {
                 self.judged.retain(|sample| sample.group != *group);
             }
             Effect::ForgetEvaluation(_) if options.evaluation_only => panic!("what was measured is forgotten"),
-            Effect::ForgetEvaluation(groups) => groups.iter().for_each(|group| self.forget(*group)),
+            Effect::ForgetEvaluation(groups) => {
+                groups.iter().for_each(|group| self.forget(*group));
+                let stops = matches!(&self.newest_event, Some(Event::Operator { command: Command::Stop(_), .. }));
+                if stops && self.batch.is_some() {
+                    self.count("evaluations_abandoned");
+                    self.abandoned.insert(self.made);
+                }
+            }
             Effect::GenerationFormed { generation, names } => {
                 assert!(*generation > self.generation, "generations go up");
                 self.formed += 1;
@@ -311,6 +326,8 @@ impl Reference {
                 self.check_cause();
                 if *step < self.made {
                     self.leases.undone();
+                } else if self.generated.keys().any(|sample| evaluation_problem(sample.group).is_some()) {
+                    self.count("evaluations_that_outlive_a_generation");
                 }
                 self.rewind(*step);
                 forgotten.iter().for_each(|group| self.forget(*group));
@@ -361,7 +378,14 @@ impl Reference {
     pub(crate) fn evaluations(&self, options: &Options) {
         let is_due = |step: &u64| measured(options).any(|plan| plan.is_due(*step, options.total_steps));
         let due: BTreeSet<u64> = (0..=options.total_steps).filter(is_due).collect();
-        assert_eq!(self.evaluated, due, "the steps that were measured are not those that are due");
+        let done: BTreeSet<u64> = self.evaluated.union(&self.abandoned).copied().collect();
+        assert_eq!(due, done, "the steps that were measured are not those that are due");
+        assert!(options.max_lag > 0 || self.abandoned.is_empty(), "an evaluation was abandoned without lag");
+    }
+
+    fn owes_evaluation(&self, step: u64, options: &Options) -> bool {
+        let is_due = measured(options).any(|plan| plan.is_due(step, options.total_steps));
+        is_due && !self.evaluated.contains(&step)
     }
 
     /// Checks at the end that every step was made of the groups whose turn it was, in a run that has given up none, draws
@@ -388,6 +412,10 @@ impl Reference {
         assert!(groups.is_sorted() && groups.iter().all(|group| evaluation_problem(*group).is_none()));
         assert!(left_out.is_empty() || options.uniform_groups == UniformGroups::Drop);
         assert_eq!(Some(step - 1), self.version, "a step is made of the newest weights");
+        if self.owes_evaluation(step - 1, options) && !self.abandoned.contains(&(step - 1)) {
+            assert!(options.max_lag > 0, "step {step} is trained before the evaluation of its weights");
+            self.count("steps_trained_during_an_evaluation");
+        }
         let (mut oldest, mut batch) = (step - 1, Vec::new());
         for group in groups.iter().chain(left_out) {
             let versions = self.take_complete(*group, options.samples_per_prompt);
@@ -428,6 +456,7 @@ impl Reference {
     fn rewind(&mut self, step: u64) {
         (self.version, self.made, self.refills) = (None, step, 0);
         self.evaluated.retain(|evaluated| *evaluated <= step);
+        self.abandoned.retain(|abandoned| *abandoned < step);
         let mut making = None;
         if let Some((made, batch)) = self.batch.take() {
             making = Some(made);
@@ -471,6 +500,31 @@ impl Reference {
         // During trials, the groups of one batch may rest in addition.
         let most = (options.max_lag + 2) * options.prompts_per_step;
         assert!(machine.in_flight() <= most as usize, "more groups in flight than the bound allows");
+        self.busy_learners(machine);
+    }
+
+    /// Checks that the learners are not idle for an evaluation that may run concurrently, nor with a complete batch.
+    fn busy_learners(&self, machine: &Machine) {
+        let options = machine.options();
+        match machine.phase() {
+            PhaseKind::Evaluating
+                if options.max_lag > 0 && !options.evaluation_only && self.made < options.total_steps =>
+            {
+                let reports = self.reports.get(&self.trained).map_or(0, BTreeSet::len);
+                let is_ahead = self.batch.is_some() && reports == self.ranks;
+                assert!(is_ahead, "the learners wait for an evaluation and are not a step ahead");
+            }
+            // A trial may leave complete groups out of the batch.
+            PhaseKind::Sampling if !machine.is_paused() && !self.may_be_tried => {
+                let groups = machine.groups_in_flight();
+                let is_judged = |group, index| self.judged.contains(&SampleId { group, index });
+                let is_complete =
+                    |group: &GroupId| (0..options.samples_per_prompt).all(|index| is_judged(*group, index));
+                let idle = groups.len() >= options.prompts_per_step as usize && groups.iter().all(is_complete);
+                assert!(!idle, "all groups are complete, and no step is in training");
+            }
+            _ => {}
+        }
     }
 
     /// Draws that were skipped. Checks that the machine's history matches the labels that it was shown: only problems

@@ -83,7 +83,7 @@ impl RawConfig {
         let heads = self.num_attention_heads;
         let head_dim = self.head_dim.or(defaults.head_dim).unwrap_or(self.hidden_size / heads.max(1));
         let rope = self.rope(architecture, head_dim, path)?;
-        let layer_kinds = self.layer_kinds(architecture, rope.max_positions, path)?;
+        let layer_kinds = self.layer_kinds(architecture, path)?;
         let experts = architecture.experts.map(|defaults| self.experts().resolve(defaults, path)).transpose()?;
         let cap =
             |key: Option<Option<f64>>, default| if architecture.scales_queries { key.unwrap_or(default) } else { None };
@@ -162,12 +162,7 @@ impl RawConfig {
     }
 
     /// How layers differ: one kind where they do not, one for each layer where they do.
-    fn layer_kinds(
-        &self,
-        architecture: &Architecture,
-        max_positions: usize,
-        path: &Path,
-    ) -> Result<Vec<LayerKind>, ShapeError> {
+    fn layer_kinds(&self, architecture: &Architecture, path: &Path) -> Result<Vec<LayerKind>, ShapeError> {
         let layers = self.num_hidden_layers;
         let windows = self.windows(architecture, path)?;
         let rotated = self.rotated_layers(architecture, path)?;
@@ -178,7 +173,7 @@ impl RawConfig {
                 _ => rotated[layer].then_some(0),
             };
             // A window that holds the longest sequence hides nothing.
-            LayerKind { window: window.filter(|window| *window < max_positions), rotary }
+            LayerKind { window: window.filter(|window| *window < self.max_position_embeddings), rotary }
         };
         let mut kinds: Vec<LayerKind> = (0..layers).map(kind).collect();
         if kinds.windows(2).all(|pair| pair[0] == pair[1]) {

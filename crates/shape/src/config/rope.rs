@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::keys::RawConfig;
-use super::{RopeScaling, Rotary};
+use super::{LongFactors, RopeScaling, Rotary};
 use crate::{Architecture, LayerRotation, ShapeError};
 
 /// `rope_scaling`, or `rope_parameters` of transformers 5.
@@ -141,7 +141,7 @@ impl RawConfig {
             Some("longrope" | "su") => {
                 let original = original.or(self.original_max_position_embeddings);
                 let original = need("original_max_position_embeddings", original)?;
-                let factors = self.factors(rope, count, path)?;
+                let [factors, long] = self.factors(rope, count, path)?;
                 let factor = rope.factor.unwrap_or(self.max_position_embeddings as f64 / original);
                 let magnitude = match rope.attention_factor {
                     Some(magnitude) => need("attention_factor", Some(magnitude))?,
@@ -152,7 +152,10 @@ impl RawConfig {
                     let detail = format!("rope scaling: `original_max_position_embeddings` is {original}, not above 1");
                     return Err(ShapeError::config(path, detail));
                 }
-                Ok((RopeScaling::LongRope { factors, magnitude }, Some(original)))
+                let max_positions = self.max_position_embeddings;
+                let is_longer = max_positions > original as usize;
+                let beyond = is_longer.then_some(LongFactors { factors: long, max_positions });
+                Ok((RopeScaling::LongRope { factors, magnitude, beyond }, Some(original)))
             }
             Some(other) => Err(ShapeError::Unsupported {
                 path: path.to_owned(),
@@ -162,9 +165,9 @@ impl RawConfig {
         }
     }
 
-    /// The factors of sequences within the context of the first training.
-    fn factors(&self, rope: &RawRope, count: i64, path: &Path) -> Result<Vec<f64>, ShapeError> {
-        for (name, factors) in [("short_factor", &rope.short_factor), ("long_factor", &rope.long_factor)] {
+    /// The factors of sequences within the context of the first training, and of longer ones.
+    fn factors(&self, rope: &RawRope, count: i64, path: &Path) -> Result<[Vec<f64>; 2], ShapeError> {
+        let checked = |name: &str, factors: &Option<Vec<f64>>| {
             let Some(factors) = factors else {
                 return Err(ShapeError::config(path, format!("rope scaling of type longrope lacks `{name}`")));
             };
@@ -172,7 +175,8 @@ impl RawConfig {
                 let detail = format!("rope scaling: `{name}` is not {count} numbers above 0, one a frequency");
                 return Err(ShapeError::config(path, detail));
             }
-        }
-        Ok(rope.short_factor.clone().unwrap_or_default())
+            Ok(factors.clone())
+        };
+        Ok([checked("short_factor", &rope.short_factor)?, checked("long_factor", &rope.long_factor)?])
     }
 }

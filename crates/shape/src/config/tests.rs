@@ -181,10 +181,12 @@ fn smollm3_skips_the_rotation_of_some_layers() {
 }
 
 #[test]
-fn phi3_stretches_frequencies_one_by_one_and_ends_where_the_short_factors_do() {
+fn phi3_stretches_frequencies_one_by_one() {
     let config = golden("phi3", |_| ()).unwrap();
     assert_eq!((config.rotary[0].width(config.head_dim), config.max_positions), (12, 256));
-    let RopeScaling::LongRope { factors, magnitude } = &config.rotary[0].scaling else { panic!("{:?}", config.rotary) };
+    let RopeScaling::LongRope { factors, magnitude, .. } = &config.rotary[0].scaling else {
+        panic!("{:?}", config.rotary)
+    };
     assert_eq!(factors[5], 3.0);
     // The root of 1 + ln(512 / 256) / ln 256.
     assert!((magnitude - 1.125_f64.sqrt()).abs() < 1e-12, "{magnitude}");
@@ -208,6 +210,34 @@ fn phi3_stretches_frequencies_one_by_one_and_ends_where_the_short_factors_do() {
     refused(&|value| value["partial_rotary_factor"] = json!(1.5), "`partial_rotary_factor` is 1.5");
     refused(&|value| remove(value, &["original_max_position_embeddings"]), "lacks `original_max_position_embeddings`");
     refused(&|value| value["lm_head_bias"] = json!(true), "lm_head_bias");
+}
+
+#[test]
+fn all_sequences_have_long_factors_where_one_may_outgrow_the_short_ones() {
+    let config = golden("phi3", |_| ()).unwrap();
+    assert_eq!((config.max_positions, config.most_positions()), (256, 512));
+    assert_eq!(config.clone().for_sequences(256), config);
+    for longest in [257, 512, 9999] {
+        let long = config.clone().for_sequences(longest);
+        assert_eq!((long.max_positions, long.most_positions()), (512, 512));
+        let RopeScaling::LongRope { factors, magnitude, beyond } = &long.rotary[0].scaling else { panic!("{long:?}") };
+        assert_eq!((factors[..].last(), beyond), (Some(&30.0), &None));
+        assert!((magnitude - 1.125_f64.sqrt()).abs() < 1e-12, "the same with either list");
+        assert_eq!(long.clone().for_sequences(10), long, "chosen once");
+    }
+    // Nothing is longer than the first training.
+    let short = golden("phi3", |value| value["max_position_embeddings"] = json!(200)).unwrap();
+    assert_eq!((short.max_positions, short.most_positions()), (200, 200));
+    assert_eq!(short.clone().for_sequences(300), short);
+    let other = golden("llama3", |_| ()).unwrap();
+    assert_eq!(other.clone().for_sequences(100_000), other);
+
+    // A window that hides nothing of short sequences hides something of long ones.
+    let windowed = golden("phi3", |value| value["sliding_window"] = json!(300)).unwrap();
+    assert_ne!(windowed.beyond_gpu_kernels(), Some("attention within a window"));
+    let windowed = windowed.for_sequences(400);
+    assert_eq!(windowed.layer_kind(1).window, Some(300));
+    assert_eq!(windowed.beyond_gpu_kernels(), Some("attention within a window"));
 }
 
 #[test]

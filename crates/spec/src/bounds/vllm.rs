@@ -26,7 +26,7 @@ impl Check {
         self.range("rollout.vllm.request_seconds", vllm.request_seconds, 1..=86_400);
         self.range("rollout.vllm.update_seconds", vllm.update_seconds, 1..=86_400);
         self.range("rollout.vllm.max_attempts", vllm.max_attempts, 1..=100);
-        self.above_zero("rollout.vllm.max_logprob_jump", vllm.max_logprob_jump, 100.0);
+        self.above_zero("rollout.vllm.max_probe_error", vllm.max_probe_error, 100.0);
         for (path, folder) in [
             ("rollout.vllm.weights_dir", &vllm.weights_dir),
             ("rollout.vllm.server_weights_dir", &vllm.server_weights_dir),
@@ -157,7 +157,8 @@ mod tests {
             ("request_seconds = 0", "expected 1 to 86400"),
             ("update_seconds = 86401", "expected 1 to 86400"),
             ("max_attempts = 0", "expected 1 to 100"),
-            ("max_logprob_jump = 0.0", "above 0"),
+            ("max_probe_error = 0.0", "above 0"),
+            ("max_probe_error = inf", "rollout.vllm.max_probe_error"),
             ("weights_dir = 'here'", "absolute"),
             ("server_weights_dir = '/there'", "weights_dir` as well"),
             ("endpoints = ['https://a:1']", "expected http://HOST:PORT"),

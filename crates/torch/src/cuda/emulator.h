@@ -31,8 +31,15 @@ const size_t STACK_BYTES = 1 << 16;
 // What a fiber waits for.
 enum Wait { RUNS, WARP_BARRIER, BLOCK_BARRIER, ENDED };
 
+// Where a fiber or the scheduler continues, as `__builtin_setjmp` notes it. `swapcontext` also has the system exchange the signal
+// masks, which took most of the time of kernels with many barriers.
+typedef void* Jump[5];
+
 struct Fiber {
+    // Its beginning, on a stack of its own.
     ucontext_t context;
+    bool has_begun;
+    Jump paused;
     std::vector<char> stack;
     Wait wait;
     int line;
@@ -42,16 +49,39 @@ struct Fiber {
 };
 
 static std::vector<Fiber> fibers;
-static ucontext_t scheduler;
+static Jump scheduler;
 static int current;
 static char problem[256];
 static void (*body)(void*);
 static void* body_arguments;
 
-inline void wait(Wait kind, int line) {
+// Between a jump away and the one back, everything in memory may have changed.
+inline void others_ran() { asm volatile("" ::: "memory"); }
+
+// Jumps are made by functions of their own, since none may lead into the function that makes it. `noipa`: their callers must not
+// conclude from what they see of such a function which registers it leaves alone.
+#define JUMPS __attribute__((noinline, noipa))
+
+JUMPS __attribute__((noreturn)) static void to_scheduler() { __builtin_longjmp(scheduler, 1); }
+
+JUMPS __attribute__((noreturn)) static void to_fiber(Fiber& fiber) {
+    if (fiber.has_begun) __builtin_longjmp(fiber.paused, 1);
+    fiber.has_begun = true;
+    setcontext(&fiber.context);
+    __builtin_trap();
+}
+
+// Lets the current thread run up to its next barrier.
+JUMPS static void run_current() {
+    if (__builtin_setjmp(scheduler) == 0) to_fiber(fibers[current]);
+    others_ran();
+}
+
+JUMPS static void wait(Wait kind, int line) {
     Fiber& fiber = fibers[current];
     fiber.wait = kind, fiber.line = line;
-    swapcontext(&fiber.context, &scheduler);
+    if (__builtin_setjmp(fiber.paused) == 0) to_scheduler();
+    others_ran();
 }
 
 static void enter() {
@@ -78,7 +108,7 @@ inline bool run_block(bool backwards) {
         fiber.context.uc_stack.ss_sp = fiber.stack.data();
         fiber.context.uc_stack.ss_size = STACK_BYTES;
         fiber.context.uc_link = nullptr;
-        fiber.wait = RUNS, fiber.exchanges = 0;
+        fiber.wait = RUNS, fiber.exchanges = 0, fiber.has_begun = false;
         makecontext(&fiber.context, enter, 0);
     }
     for (;;) {
@@ -87,7 +117,7 @@ inline bool run_block(bool backwards) {
             current = backwards ? threads - 1 - turn : turn;
             if (fibers[current].wait == RUNS) {
                 threadIdx.x = current;
-                swapcontext(&scheduler, &fibers[current].context);
+                run_current();
             }
         }
         for (const Fiber& fiber : fibers) ended += fiber.wait == ENDED;

@@ -176,6 +176,7 @@ pub(super) fn batch(arguments: &Arguments, vocabulary: u32, step: u64, rank: usi
     let group = |position: usize| (position / arguments.samples) as u64;
     let index = lengths.iter().enumerate().map(|(position, length)| IndexEntry {
         group: group(position),
+        sample: (position % arguments.samples) as u32,
         mini_batch: 0,
         rank: group(position) as usize % arguments.ranks,
         label: (position % 2) as f64,

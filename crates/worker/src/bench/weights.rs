@@ -319,7 +319,7 @@ impl Bench<'_> {
 
 /// Announcement of a learner that broadcasts to nobody.
 fn announced(published: &Whole) -> Announcement {
-    Announcement { description: published.description().clone(), address: String::new() }
+    Announcement { description: published.description().clone(), address: String::new(), probe: None }
 }
 
 /// Processor time of all threads of this process (seconds), with a resolution of 10 ms.

@@ -54,20 +54,22 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
-    replay(arguments).context("replay").map_err(Failure::config)?;
+    let failed = |error: anyhow::Error| Failure::config(error.context("replay"));
+    let out = &arguments.out;
+    if std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(failed(anyhow!("`{}` is not empty; remove it or name another `--out`", out.display())));
+    }
+    let spec = pacs_spec::read(&arguments.job).map_err(|errors| failed(errors.into()))?;
+    let model = arguments.model.as_ref().unwrap_or(&spec.model.path);
+    let model = crate::hub::model_of_run(model, arguments.archive.as_deref())?;
+    replay(arguments, &spec, &model).map_err(failed)?;
     Ok(Exit::Done)
 }
 
-fn replay(arguments: &Arguments) -> Result<()> {
+fn replay(arguments: &Arguments, spec: &JobSpec, model: &Path) -> Result<()> {
     let out = &arguments.out;
-    if std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
-        bail!("`{}` is not empty; remove it or name another `--out`", out.display());
-    }
-    let spec = pacs_spec::read(&arguments.job)?;
-    let model = crate::hub::model(arguments.model.as_ref().unwrap_or(&spec.model.path));
-    let model = &model.map_err(|failure| failure.error)?;
     let vocabulary = ModelConfig::read(model)?.vocab_size;
-    let steps = steps(arguments, &spec)?;
+    let steps = steps(arguments, spec)?;
     let device =
         pacs_torch::init(spec.resources.device == DeviceKind::Cuda, arguments.threads).context("start libtorch")?;
     let kind = match spec.model.precision {
@@ -76,7 +78,7 @@ fn replay(arguments: &Arguments) -> Result<()> {
         Precision::Auto if pacs_torch::multiplies_bf16(device) => Kind::BFloat16,
         Precision::Auto => Kind::Float,
     };
-    let mut trainer = Trainer::load(model, TrainerSettings::new(&spec, 0, 1), kind, device)?;
+    let mut trainer = Trainer::load(model, TrainerSettings::new(spec, 0, 1), kind, device)?;
     let mut collective = HostCollective::alone();
     let most = arguments.steps.unwrap_or(spec.batch.steps);
     let (mut done, mut skipped) = (0, 0);
@@ -96,7 +98,7 @@ fn replay(arguments: &Arguments) -> Result<()> {
         done += 1;
     }
     ensure!(done > 0, "there is not one whole step of {} groups", spec.batch.prompts_per_step);
-    trainer.export(&exported(&spec, model)?, out, &out.join("adapter"), &mut collective)?;
+    trainer.export(&exported(spec, model)?, out, &out.join("adapter"), &mut collective)?;
     println!("{}", json!({"event": "saved", "path": out, "steps": done, "precision": format!("{kind:?}")}));
     Ok(())
 }

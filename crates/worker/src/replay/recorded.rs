@@ -78,7 +78,7 @@ impl RecordedStep {
             // Group ids matter within a step only; these keep the order.
             let id = i as u64;
             batch.prompts.insert(id, group.prompt_tokens);
-            for sample in group.samples {
+            for (member, sample) in (0u32..).zip(group.samples) {
                 let answer_tokens = u32::try_from(sample.tokens.len()).unwrap_or(u32::MAX);
                 batch.sequences.push(SequenceTokens {
                     position: batch.index.len(),
@@ -90,6 +90,7 @@ impl RecordedStep {
                 });
                 batch.index.push(IndexEntry {
                     group: id,
+                    sample: member,
                     mini_batch: i * mini_batches / count,
                     rank: 0,
                     label: sample.label,

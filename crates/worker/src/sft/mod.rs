@@ -30,17 +30,19 @@ use writing::Writer;
                   they are, and an end token); the loss is the mean cross entropy of the tokens of the answers. Progress \
                   is printed as JSON lines; the result is a Hugging Face folder.\n\nWith --job the rows are the problems of \
                   the job's [data], each with a response that its task takes for right, written as its rollouts are asked: \
-                  a cold start of a model that could not be trained by rewards, because it never earns one.",
+                  a cold start of a model that could not be trained by rewards, because it never earns one. Names of the hub in \
+                  the job are fetched, as `pacs run` does.",
     after_help = "Examples:\n  pacs-worker sft --model models/smollm2-135m-instruct --data answers.jsonl --eval held-out.jsonl \\\n      \
                   --out models/tuned --learning-rate 2e-5 --epochs 2\n  \
                   pacs-worker sft --shape tiny.json --tokenizer models/digits --data sums.jsonl --out models/tiny \\\n      \
                   --learning-rate 1e-3 --warmup-updates 50 --batch 256 --updates 300\n  \
                   pacs-worker sft --model models/blank --job deploy/studies/jobs/addition.toml --out models/addition \\\n      \
-                  --learning-rate 1e-3 --batch 64 --updates 2000 --eval-every 20 --until-probability 0.15"
+                  --learning-rate 1e-3 --batch 64 --updates 2000 --eval-every 20 --until-probability 0.15\n  \
+                  pacs-worker sft --job job.toml --out models/cold-start      (from the job's own model)"
 )]
 pub(crate) struct Arguments {
-    /// Hugging Face folder, or OWNER/NAME of the hub, to start from.
-    #[arg(long, required_unless_present = "shape", conflicts_with = "shape")]
+    /// Hugging Face folder, or OWNER/NAME of the hub, to start from [default: the model of --job]
+    #[arg(long, required_unless_present_any = ["shape", "job"], conflicts_with = "shape")]
     model: Option<PathBuf>,
     /// A config.json; start from random weights of this layout.
     #[arg(long, requires = "tokenizer")]
@@ -97,7 +99,8 @@ pub(crate) struct Arguments {
     /// Seed of the row order and of random weights.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Rows with more tokens are skipped and counted.
+    /// Rows with more tokens are skipped and counted. Where a model has two lists of rotary factors (longrope), this decides
+    /// between them for all rows, or the longest sequence of --job does.
     #[arg(long, default_value_t = 4096, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     max_tokens: usize,
     /// Token budget of one forward and backward pass; a longer row gets a pass of its own.
@@ -146,22 +149,36 @@ impl From<LearningRateSchedule> for Schedule {
 }
 
 pub(crate) fn run(mut arguments: Arguments) -> Result<Exit, Failure> {
-    arguments.model = arguments.model.as_deref().map(crate::hub::model).transpose()?;
-    fine_tune(&arguments).context("fine-tune").map_err(Failure::config)?;
+    let failed = |error: anyhow::Error| Failure::config(error.context("fine-tune"));
+    check(&arguments).map_err(failed)?;
+    let read = |path: &Path| pacs_spec::read(path).map_err(|errors| failed(errors.into()));
+    let mut job = arguments.job.as_deref().map(read).transpose()?;
+    match &mut job {
+        None => arguments.model = arguments.model.as_deref().map(crate::hub::model).transpose()?,
+        Some(spec) if arguments.shape.is_some() => crate::hub::problems(spec)?,
+        Some(spec) => {
+            if let Some(model) = arguments.model.take() {
+                spec.model.path = model;
+            }
+            crate::hub::job(spec)?;
+            arguments.model = Some(spec.model.path.clone());
+        }
+    }
+    fine_tune(&arguments, job.as_ref()).map_err(failed)?;
     Ok(Exit::Done)
 }
 
-fn fine_tune(arguments: &Arguments) -> Result<()> {
-    check(arguments)?;
+fn fine_tune(arguments: &Arguments, job: Option<&JobSpec>) -> Result<()> {
     let (kind, device) = arguments.compute.start()?;
-    let job = arguments.job.as_deref().map(pacs_spec::read).transpose()?;
     let folder = folder(arguments)?;
-    let config = ModelConfig::read(&folder)?;
+    // A model that a job is to train computes as it will there.
+    let longest = job.map_or(arguments.max_tokens, JobSpec::longest_sequence);
+    let config = ModelConfig::read(&folder)?.for_sequences(longest);
     // System message and suffix are added when rows are read, so the prompter has none.
     let prompter = arguments.prompting.prompter(&folder, None, String::new())?;
-    let prompter = if let Some(spec) = &job { prompter.written_as(spec)? } else { prompter };
+    let prompter = if let Some(spec) = job { prompter.written_as(spec)? } else { prompter };
     let loader = Loader { writer: Writer::new(prompter, &config), config: &config, arguments };
-    let (data, evaluation) = loader.all(job.as_ref())?;
+    let (data, evaluation) = loader.all(job)?;
     ensure!(
         arguments.until_probability.is_none() || evaluation.is_some(),
         "`--until-probability` needs rows to measure with: `--eval`, or a job with `data.evaluation`"
@@ -209,7 +226,7 @@ fn check(arguments: &Arguments) -> Result<()> {
     ensure!(arguments.lora != Some(0), "`--lora` is 0; expected a rank, 1 or more");
     let alpha = arguments.lora_alpha;
     ensure!(alpha > 0.0 && alpha <= 4096.0, "`--lora-alpha` is {alpha}; expected above 0, at most 4096");
-    ensure!(arguments.lora.is_none() || arguments.model.is_some(), "`--lora` needs `--model`: adapters are no model");
+    ensure!(arguments.lora.is_none() || arguments.shape.is_none(), "`--lora` needs `--model`: adapters are no model");
     ensure!(arguments.batch > 0, "`--batch` is 0; an update needs a row");
     ensure!(arguments.log_every > 0, "`--log-every` is 0; expected 1 or more");
     ensure!(arguments.epochs != Some(0) && arguments.updates != Some(0), "there is nothing to do: 0 epochs or updates");
@@ -246,7 +263,7 @@ fn folder(arguments: &Arguments) -> Result<PathBuf> {
             pacs_model::prepare_folder(shape, tokenizer, &arguments.out)?;
             Ok(arguments.out.clone())
         }
-        _ => bail!("name a model to start from with `--model`, or a shape with `--shape` and `--tokenizer`"),
+        _ => bail!("name a model to start from with `--model` or `--job`, or a shape with `--shape` and `--tokenizer`"),
     }
 }
 

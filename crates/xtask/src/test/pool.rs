@@ -19,9 +19,21 @@ use crate::process::{cargo, command, target};
 const DEADLINE: Duration = Duration::from_secs(20 * 60);
 /// How often the running programs are looked at.
 const INTERVAL: Duration = Duration::from_millis(50);
-/// Programs that take minutes, most of it in waiting. They start first, so that the others run beside them.
-const LONGEST: [&str; 8] =
-    ["watchdog", "killed_run", "exactness", "memory", "checkpoints", "identity", "chaos", "lost_ranks"];
+/// Programs that take a minute or more, the longest first. They start first, so that no long one is left at the end with an idle core
+/// next to it. Durations of earlier runs would be lost with each fresh machine.
+const LONGEST: [&str; 11] = [
+    "watchdog",
+    "memory",
+    "exactness",
+    "engine",
+    "identity",
+    "killed_run",
+    "checkpoints",
+    "chaos",
+    "lost_ranks",
+    "pacs_torch",
+    "weights",
+];
 
 /// One test program, as cargo names it.
 pub(super) struct Program {
@@ -190,7 +202,7 @@ fn read(path: &Path) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_told, listed};
+    use super::{LONGEST, PathBuf, is_told, listed};
 
     #[test]
     fn only_test_programs_are_listed() {
@@ -203,6 +215,24 @@ mod tests {
         assert_eq!(programs.len(), 1);
         assert_eq!((programs[0].package.as_str(), programs[0].name.as_str()), ("algo", "golden"));
         assert!(listed("{\"reason\":").is_err());
+    }
+
+    /// A program that was renamed or removed would start late without a word.
+    #[test]
+    fn the_longest_programs_exist() {
+        let root = crate::process::root();
+        let crates = std::fs::read_dir(root.join("crates")).expect("the crates of the workspace");
+        let packages: Vec<PathBuf> =
+            crates.map(|entry| entry.expect("a readable folder").path()).chain([root.join("tests")]).collect();
+        for name in LONGEST {
+            // The unit tests of a library, or a file or folder of integration tests.
+            let is_library = name.strip_prefix("pacs_").is_some_and(|name| root.join("crates").join(name).is_dir());
+            let is_test = |package: &PathBuf| {
+                let tests = package.join("tests");
+                tests.join(format!("{name}.rs")).is_file() || tests.join(name).join("main.rs").is_file()
+            };
+            assert!(is_library || packages.iter().any(is_test), "there is no test program `{name}`");
+        }
     }
 
     #[test]

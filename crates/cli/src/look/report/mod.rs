@@ -19,6 +19,7 @@ use serde_json::{Value, json as value};
 
 use self::page::{Answer, Part};
 use super::Looked;
+use super::samples::signal;
 use super::top::{clock, words};
 use crate::client::block_on;
 use crate::ending;
@@ -289,6 +290,7 @@ fn answer(sample: &v1::ObservedSample) -> Answer {
     let mut facts = vec![plural(u64::from(sample.tokens), "token", "tokens")];
     if let Some(verdict) = verdict {
         facts.push(format!("reward {:.3}", verdict.reward));
+        facts.extend(signal(sample));
         facts.extend(verdict.extracted.iter().map(|extracted| format!("extracted {extracted}")));
         facts.push(format!("reference {}", sample.gold));
         facts.push(verdict.rule.clone());

@@ -11,6 +11,7 @@ use ratatui::widgets::{Axis, Block, Chart, Dataset, GraphType, Paragraph, Row, S
 
 use super::{Screen, View};
 use crate::format::{percent, seconds};
+use crate::look::samples::signal;
 
 /// Metrics of steps and evaluations that the screen requests.
 pub(super) const METRICS: [&str; 9] = [
@@ -278,9 +279,10 @@ fn samples(frame: &mut Frame<'_>, screen: &Screen, area: Rect) {
         };
         let reward = verdict.map(|verdict| format!(" {:.3}", verdict.reward)).unwrap_or_default();
         let step = sample.step.map_or("in flight".to_owned(), |step| format!("step {step}"));
+        let signal: String = signal(sample).iter().map(|word| format!("  {word}")).collect();
         [
             Line::from(format!(
-                "g{}.{}  {step}  {outcome}{reward}  {} tokens",
+                "g{}.{}  {step}  {outcome}{reward}{signal}  {} tokens",
                 sample.group_id, sample.index, sample.tokens
             ))
             .bold(),

@@ -133,7 +133,7 @@ async fn learner(services: Services, version: Arc<AtomicU64>) {
         let weights = |version| {
             let id = VersionId::new(generation, version);
             let description = Description::of(id, WeightKind::Float32, &version.to_le_bytes());
-            Some((&Announcement { description, address: String::new() }).into())
+            Some((&Announcement { description, address: String::new(), probe: None }).into())
         };
         let result = match task {
             None => continue,

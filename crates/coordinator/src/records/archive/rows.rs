@@ -34,6 +34,8 @@ message sample {
   required binary finish (STRING);
   required double logprob_sum;
   required double entropy_sum;
+  optional float score;
+  optional float coefficient;
   required int64 version;
   required group token_ids (LIST) { repeated group list { required int32 element; } }
   required group logprobs (LIST) { repeated group list { required float element; } }
@@ -130,6 +132,8 @@ fn write_columns<W: io::Write + Send>(mut rows: Rows<'_, W>, round: &Round) -> R
     // The `sum` of an empty iterator is -0.
     rows.double(|row| row.sample.logprobs.iter().fold(0.0, |sum, logprob| sum + f64::from(*logprob)))?;
     rows.double(|row| row.sample.entropy_sum)?;
+    rows.optional_float(|row| row.of.signal?.score)?;
+    rows.optional_float(|row| Some(row.of.signal?.coefficient))?;
     rows.int64(|row| row.sample.version.0)?;
     rows.int32_list(|row| row.sample.tokens.iter().copied().map(int32).collect())?;
     rows.float_list(|row| row.sample.logprobs.clone())?;
@@ -180,6 +184,15 @@ impl<W: io::Write + Send> Rows<'_, W> {
         self.column(|column| match column {
             ColumnWriter::DoubleColumnWriter(writer) => writer.write_batch(&values, None, None),
             _ => Err(mismatch("double")),
+        })
+    }
+
+    fn optional_float(&mut self, value: impl Fn(&Row<'_>) -> Option<f32>) -> Result<()> {
+        let values: Vec<f32> = self.samples.iter().filter_map(&value).collect();
+        let levels: Vec<i16> = self.samples.iter().map(|row| i16::from(value(row).is_some())).collect();
+        self.column(|column| match column {
+            ColumnWriter::FloatColumnWriter(writer) => writer.write_batch(&values, Some(&levels), None),
+            _ => Err(mismatch("optional float")),
         })
     }
 
