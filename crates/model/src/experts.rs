@@ -17,7 +17,7 @@ use std::rc::Rc;
 
 use pacs_shape::{Activation, Experts as ExpertSizes, ROUTER, expert_parameter};
 use pacs_torch::tch::{Kind, Tensor};
-use pacs_torch::{Units, fixed_units, linear_float32, one_thread_each, with_units};
+use pacs_torch::{Units, fixed_units, linear_float32, multiply_alone, one_thread_each, with_units};
 
 use crate::layer::gradient_kind;
 use crate::model::Weight;
@@ -224,10 +224,12 @@ impl Order {
     /// `x`: `[R, I]`; `matrix`: `[I, O]` of an expert, `columns` being `O`. Returns `[R, O]`.
     fn multiply(&self, x: &Tensor, columns: i64, matrix: impl Fn(i64) -> Tensor) -> Tensor {
         let output = Tensor::empty([x.size()[0], columns], (x.kind(), x.device()));
-        let product = |([x, output], matrix): ([Tensor; 2], Tensor)| drop(x.mm_out(&output, &matrix));
         let of = |rows: Range<usize>| [x, &output].map(|all| rows_of(all, &rows));
         if self.units.is_none() {
-            self.groups.iter().for_each(|group| product((of(group.rows.clone()), matrix(group.expert))));
+            for group in &self.groups {
+                let [x, output] = of(group.rows.clone());
+                let _ = x.mm_out(&output, &matrix(group.expert));
+            }
             return output;
         }
         let mut items = Vec::new();
@@ -239,7 +241,7 @@ impl Order {
             }
         }
         // One thread computes the rows of a unit and an expert, so that neither company nor threads decide how they are added up.
-        one_thread_each(items, product);
+        one_thread_each(items, |([x, output], matrix): ([Tensor; 2], Tensor)| multiply_alone(x, &matrix, &output));
         output
     }
 

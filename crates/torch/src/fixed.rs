@@ -23,6 +23,8 @@ use crate::view::{ViewError, i64_mut};
 const TILE_ROWS: usize = 128;
 /// Columns of a tile of a product with few rows and many columns.
 const TILE_COLUMNS: usize = 2048;
+/// Boundary that libtorch's own memory begins at (bytes).
+const ALIGNMENT: usize = 64;
 
 /// The units of a pass: its rows, one unit after the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +110,37 @@ pub fn one_thread_each<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + 
     parallel::map_within(items, |item| no_grad(|| work(item)))
 }
 
+/// The same rows where memory of their own would begin: at a boundary of 64 bytes. Rows of a model whose widths are multiples of 64 bytes
+/// lie there already, and are not copied.
+///
+/// In small products MKL peels loops by where operands lie, which changes the order of sums. A unit in company begins where the one
+/// before it ends, but one alone at a boundary.
+fn aligned(rows: Tensor) -> Tensor {
+    if is_aligned(&rows) { rows } else { rows.copy() }
+}
+
+fn is_aligned(rows: &Tensor) -> bool {
+    rows.is_contiguous() && rows.data_ptr().addr().is_multiple_of(ALIGNMENT)
+}
+
+/// Has `work` write a tile of `output` at a boundary of 64 bytes, as [`aligned`] has it read there.
+fn write_aligned(output: &Tensor, work: impl FnOnce(&Tensor)) {
+    if is_aligned(output) {
+        return work(output);
+    }
+    let own = output.empty_like();
+    work(&own);
+    output.shallow_clone().copy_(&own);
+}
+
+/// `x W` of rows that are a unit, or a tile of one, by the calling thread, whatever lies before them.
+///
+/// `x`: `[T, K]`; `weight`: `[K, O]`; `output`: `[T, O]`. For use within [`one_thread_each`].
+pub fn multiply_alone(x: Tensor, weight: &Tensor, output: &Tensor) {
+    let x = aligned(x);
+    write_aligned(output, |output| drop(x.mm_out(output, weight)));
+}
+
 /// `x W^T + b`, tile by tile.
 ///
 /// `x`: `[T, K]`, the rows of `units`; `weight`: `[O, K]`; `bias`: `[O]`. Returns `[T, O]`.
@@ -119,8 +152,11 @@ pub fn linear(units: &Units, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>)
         (parts, weight.tr(), bias.map(Tensor::shallow_clone))
     });
     one_thread_each(items.collect(), |([x, output], weight, bias)| match bias {
-        Some(bias) => drop(bias.addmm_out(&output, &x, &weight)),
-        None => drop(x.mm_out(&output, &weight)),
+        Some(bias) => {
+            let x = aligned(x);
+            write_aligned(&output, |output| drop(bias.addmm_out(output, &x, &weight)));
+        }
+        None => multiply_alone(x, &weight, &output),
     });
     output
 }
@@ -134,7 +170,7 @@ pub fn matmul(units: &Units, x: &Tensor, weight: &Tensor) -> Tensor {
         let parts = [x, &output].map(|whole| rows_of(whole, &rows));
         (parts, weight.shallow_clone())
     });
-    one_thread_each(items.collect(), |([x, output], weight)| drop(x.mm_out(&output, &weight)));
+    one_thread_each(items.collect(), |([x, output], weight)| multiply_alone(x, &weight, &output));
     output
 }
 
@@ -143,7 +179,7 @@ pub fn matmul(units: &Units, x: &Tensor, weight: &Tensor) -> Tensor {
 /// `x`: `[T, K]`; `weight`: `[O, K]`. Returns `[T, O]`.
 pub fn wide_linear(x: &Tensor, weight: &Tensor) -> Tensor {
     let columns = weight.size()[0];
-    let output = output(x, columns);
+    let (x, output) = (aligned(x.shallow_clone()), output(x, columns));
     let items = (0..columns).step_by(TILE_COLUMNS).map(|start| {
         let length = (TILE_COLUMNS as i64).min(columns - start);
         (x.shallow_clone(), weight.narrow(0, start, length).tr(), output.narrow(1, start, length))
@@ -166,18 +202,21 @@ pub fn add_weight_gradient(
 ) -> Result<(), ViewError> {
     let width = sums.size()[1] as usize;
     let starts = (0..).step_by(TILE_ROWS);
+    let of_units: Vec<[Tensor; 2]> =
+        units.ranges.iter().map(|rows| [gradient, input].map(|whole| aligned(rows_of(whole, rows)))).collect();
     let items = i64_mut(sums)?.chunks_mut(TILE_ROWS * width).zip(starts).map(|(sums, start)| {
-        let columns = gradient.narrow(1, start as i64, (sums.len() / width) as i64);
-        (sums, columns, input.shallow_clone())
+        let of_units = of_units.iter().map(|of_unit| of_unit.each_ref().map(Tensor::shallow_clone));
+        (sums, start as i64, of_units.collect::<Vec<_>>())
     });
     // A tile of the sums stays in the cache over all units.
-    let largest = one_thread_each(items.collect(), |(sums, columns, input)| {
-        let of_unit = |rows: &Range<usize>| {
+    let largest = one_thread_each(items.collect(), |(sums, start, of_units)| {
+        let columns = (sums.len() / width) as i64;
+        let of_unit = |[gradient, input]: &[Tensor; 2]| {
             // Per unit and then as integers: the product of all rows at once would round differently for every division into passes.
-            let product = rows_of(&columns, rows).tr().matmul(&rows_of(&input, rows));
+            let product = gradient.narrow(1, start, columns).tr().matmul(input);
             add_tensor(sums, &product)
         };
-        units.ranges.iter().map(of_unit).collect::<Vec<f32>>()
+        of_units.iter().map(of_unit).collect::<Vec<f32>>()
     });
     note_units(units.ranges.len(), &largest);
     Ok(())
@@ -273,6 +312,34 @@ mod tests {
             close(floats(&sums), gradient.sum_dim_intlist(0, false, Kind::Float));
             let [doubled, same] = by_rows(&units, &x, |x| [&x + &x, x]);
             assert!(doubled.equal(&(&x * 2.0)) && same.equal(&x));
+        }
+    }
+
+    /// Products of few numbers, whose rows begin anywhere in memory.
+    #[test]
+    fn a_small_unit_is_bit_identical_alone_and_in_company() {
+        for (kind, _) in KINDS {
+            for (width, columns) in [(4, 12), (12, 8), (12, 5), (20, 40), (33, 7)] {
+                let (x, gradient) = (random(&[60, width], kind), random(&[60, columns], kind));
+                let (weight, bias) = (random(&[columns, width], kind), random(&[columns], kind));
+                let sums = || Tensor::zeros([columns, width], (Kind::Int64, Device::Cpu));
+                let run = |lengths: &[usize], [x, gradient]: [&Tensor; 2], sums: &mut Tensor| {
+                    let units = Units::new(lengths);
+                    add_weight_gradient(&units, sums, gradient, x).expect("host");
+                    let back = matmul(&units, gradient, &weight);
+                    Tensor::cat(&[linear(&units, x, &weight, Some(&bias)), linear(&units, x, &weight, None), back], 1)
+                };
+                let lengths = [1, 2, 3, 1, 7, 17, 29];
+                let (mut start, mut alone, mut sum_alone, mut sum_together) = (0, Vec::new(), sums(), sums());
+                for length in lengths {
+                    let [x, gradient] = [&x, &gradient].map(|all| all.narrow(0, start, length as i64).copy());
+                    alone.push(run(&[length], [&x, &gradient], &mut sum_alone));
+                    start += length as i64;
+                }
+                let together = run(&lengths, [&x, &gradient], &mut sum_together);
+                assert!(Tensor::cat(&alone, 0).equal(&together), "{kind:?}, {width} by {columns}");
+                assert!(sum_alone.equal(&sum_together), "{kind:?}, {width} by {columns}");
+            }
         }
     }
 

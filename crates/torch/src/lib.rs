@@ -49,8 +49,8 @@ pub use element::{has_kernels, plain};
 pub use exact::{add_rows_exact, exact_squares, exact_squares_to_f64, exact_to_f32, is_within_range, take_bound};
 pub use expose::{ExposeError, Exposed, expose};
 pub use fixed::{
-    Units, add_column_sums, add_weight_gradient, by_rows, fixed_units, linear, matmul, one_thread_each, wide_linear,
-    with_units,
+    Units, add_column_sums, add_weight_gradient, by_rows, fixed_units, linear, matmul, multiply_alone, one_thread_each,
+    wide_linear, with_units,
 };
 pub use flash::{
     FlashOutput, FlashSequences, flash_attention, flash_backward, flash_forward, has_flash_attention,
