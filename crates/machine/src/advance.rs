@@ -170,9 +170,12 @@ impl Machine {
     }
 
     /// Whether the search for a group at fault has changed what is in the next batch.
+    ///
+    /// Groups that it holds back count as complete: the batch does not wait for them, and would without the search.
     fn is_trial(&self, batch: &[GroupId]) -> bool {
-        !self.held_groups().is_empty()
-            && !matches!(decide(self.terms(), self.pool.candidates()), Decision::Train(natural) if natural == batch)
+        let (held, mut natural) = (self.held_groups(), self.pool.candidates());
+        natural.iter_mut().for_each(|candidate| candidate.complete |= held.contains(&candidate.id));
+        !held.is_empty() && !matches!(decide(self.terms(), natural), Decision::Train(natural) if natural == batch)
     }
 
     pub(crate) fn terms(&self) -> Terms {

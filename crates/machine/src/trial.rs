@@ -67,6 +67,8 @@ pub(crate) enum Found {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Cleared {
     Nothing,
+    /// No suspect was in it, so it says nothing of them.
+    Unrelated,
     /// Suspects remain, and some of them rested in this batch.
     Some,
 }
@@ -137,12 +139,15 @@ impl Trials {
             self.is_controlled = true;
             return Cleared::Some;
         }
+        if tried == 0 && self.batches <= MOST_BATCHES {
+            return Cleared::Unrelated;
+        }
         self.suspects.retain(|group| !batch.contains(group));
         if self.suspects.is_empty() || self.batches > MOST_BATCHES {
             *self = Self::default();
             return Cleared::Nothing;
         }
-        if tried > 0 && self.is_on() { Cleared::Some } else { Cleared::Nothing }
+        if self.is_on() { Cleared::Some } else { Cleared::Nothing }
     }
 
     /// Removes a group that is given up for another reason.
@@ -169,13 +174,18 @@ impl Machine {
     }
 
     /// Records that the step in training succeeded. Returns whether it counts: that of a trial is undone, unless other
-    /// steps would have to be made again with it.
+    /// steps would have to be recomputed with it.
+    ///
+    /// With lag, older groups go before suspects, and the same batch without a suspect would be tried again and again, so such a
+    /// step counts. Without lag, a step never takes other groups than those whose turn it is.
     pub(crate) fn training_succeeded(&mut self) -> bool {
         let batch = self.trained_groups().unwrap_or_default();
-        if self.trials.made(&batch) == Cleared::Some {
+        let cleared = self.trials.made(&batch);
+        if cleared == Cleared::Some {
             self.effects.push(Effect::Narrowed(self.describe_search()));
         }
-        let is_trial = self.phase.training().is_some_and(|training| training.is_trial);
+        let says_nothing = self.options.max_lag > 0 && cleared == Cleared::Unrelated;
+        let is_trial = !says_nothing && self.phase.training().is_some_and(|training| training.is_trial);
         let costs_nothing = self.position.step == self.restart.step && self.writing.is_none();
         !(is_trial && costs_nothing)
     }

@@ -59,6 +59,8 @@ pub(crate) struct Actor {
     task: Option<(TaskOrder, u32)>,
     /// Learners: the background save and the ticks that it still takes.
     writing: Option<(TaskOrder, u32)>,
+    /// Learners: how often it has failed at [`Temper::stumbles_at`].
+    stumbled: u32,
 }
 
 /// Fault rates and poison pills of a world.
@@ -68,6 +70,8 @@ pub(crate) struct Temper {
     pub(crate) failing: f64,
     /// Probability that a learner's task fails.
     pub(crate) breaking: f64,
+    /// A step at which each learner fails twice, so that a search for the group at fault begins although there is none.
+    pub(crate) stumbles_at: Option<u64>,
     /// Probability that a sample names a version that its lease does not allow.
     pub(crate) wrong_version: f64,
     /// Groups that kill their rollout workers.
@@ -107,6 +111,7 @@ impl Actor {
             state: None,
             task: None,
             writing: None,
+            stumbled: 0,
         }
     }
 
@@ -306,6 +311,10 @@ impl Actor {
                     TaskKind::Save { .. } if rng.random_bool(0.5) => FailureKind::Write,
                     _ => FailureKind::Generation,
                 });
+                let stumbles = self.stumbled < 2
+                    && matches!(order.kind, TaskKind::Train { step } if Some(step) == temper.stumbles_at);
+                self.stumbled += u32::from(stumbles);
+                let failure = failure.or(stumbles.then_some(FailureKind::Generation));
                 let result = self.finish(&order.kind, failure);
                 let task = order.task;
                 if result == TaskResult::Captured {

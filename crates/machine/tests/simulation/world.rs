@@ -96,11 +96,14 @@ impl World {
         for actor in &mut actors {
             actor.supervised = fleet.random_bool(0.8);
         }
+        let mut stumbles = ChaCha8Rng::seed_from_u64(seed);
+        stumbles.set_stream(4);
         let (group, index) = (GroupId(more.random_range(0..8)), more.random_range(0..options.samples_per_prompt));
         let temper = Temper {
             poison: more.random_bool(0.15).then_some(SampleId { group, index }),
             failing: 0.05,
             breaking: 0.01,
+            stumbles_at: stumbles.random_bool(0.2).then(|| stumbles.random_range(1..=options.total_steps)),
             wrong_version: 0.005,
             deadly,
             slow_one_in: rng.random_range(2..12),
