@@ -58,6 +58,12 @@ impl HostWeights {
     pub fn store(&self) -> &Arc<HostStore> {
         &self.store
     }
+
+    /// Gives the store up before the process ends, and removes it if no other process holds it: a transfer or a pass that is not waited
+    /// for may hold it, so that it would never be dropped.
+    pub fn leave(&self) {
+        self.store.leave();
+    }
 }
 
 /// Keeps the engine's weights the newest.

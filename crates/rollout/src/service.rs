@@ -49,6 +49,7 @@ pub async fn run(options: RolloutOptions, shutdown: Shutdown) -> Result<Exit, Ro
     let link = options.link.clone();
     let mut rollout = Rollout { options, engine: None, weights: None, base: Arc::default() };
     let result = work(&link, &identity, &shutdown, &mut rollout).await;
+    rollout.weights.iter().for_each(|weights| weights.leave());
     let engine = rollout.engine;
     // Static destructors of libtorch must not run under it; see `pacs_torch::end_process` for the one that does not come back.
     let ended = tokio::task::spawn_blocking(move || engine.is_none_or(|engine| engine.end(ENGINE_PATIENCE))).await;

@@ -35,7 +35,9 @@ pub async fn run(options: VllmWorkerOptions, shutdown: Shutdown) -> Result<Exit,
         WorkerIdentity { role: Role::Rollout, name: options.name.clone(), collective_address: String::new() };
     let link = options.link.clone();
     let mut rollout = Rollout { options, engine: None, weights: None };
-    work(&link, &identity, &shutdown, &mut rollout).await
+    let result = work(&link, &identity, &shutdown, &mut rollout).await;
+    rollout.weights.iter().for_each(|weights| weights.leave());
+    result
 }
 
 /// What outlives a registration.
