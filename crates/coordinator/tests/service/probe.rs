@@ -42,7 +42,7 @@ fn trained(generation: u64, probe: v1::Probe) -> Done {
 /// A rank that trains one step, after it has tried every wrong probe.
 async fn learner(channel: RunChannel, slot: u32) {
     let (worker_id, generation, mut client) = prepared(&channel, slot).await;
-    let (task_id, _) = train_task(&mut client, worker_id, generation).await.expect("nobody is lost");
+    let (task_id, _) = train_task(&mut client, worker_id, generation).await.expect("no worker was lost");
     let request = |probe| {
         let result = Some(trained(generation, probe));
         v1::CompleteTaskRequest { worker_id, generation, task_id, result }

@@ -12,7 +12,7 @@ use crate::error::TrainError;
 
 /// Answers of at least so many tokens are preferred: a mean over fewer tells little.
 const WORTH: usize = 8;
-/// Temperature at which servers score prompts, whatever they sample at.
+/// vLLM scores prompts at temperature 1, independent of the sampling temperature.
 const RAW: f64 = 1.0;
 
 impl Trainer {
@@ -98,7 +98,7 @@ fn of_numbers(step: u64, numbers: &[f64]) -> Option<Probe> {
     let previous = WeightVersion(step.saturating_sub(1));
     match Probe::new(tokens, prompt, scores(logprobs), scores(previous_logprobs), previous) {
         Ok(probe) => Some(probe),
-        // Weights that are NaN, for example; the step goes on to say so in its own metrics.
+        // Weights that are NaN, for example; the metrics of the step report them.
         Err(problem) => {
             tracing::warn!(step, "this version has no probe: {problem}");
             None
