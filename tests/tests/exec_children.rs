@@ -247,8 +247,11 @@ const WITH_GROUPS: [&str; 5] =
 
 /// Returns the prefix with which a command may create control groups; `None` where that is impossible.
 fn way_to_groups() -> Option<&'static [&'static str]> {
-    let probe = r#"group=/sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup)/pacs-probe-$$
-        mkdir "$group" && test -e "$group/cgroup.kill" && rmdir "$group""#;
+    let probe = r#"root=$(sed -n 's/^[^ ]* [^ ]* [^ ]* [^ ]* \([^ ]*\) .* - cgroup2 .*/\1/p' /proc/self/mountinfo | tail -n 1)
+        group=$root$(sed -n 's/^0:://p' /proc/self/cgroup)/pacs-probe-$$
+        test -n "$root" && mkdir "$group" || exit 1
+        test -e "$group/cgroup.kill"; can=$?
+        rmdir "$group" && exit $can"#;
     let works = |prefix: &[&str]| {
         let line = [prefix, &["sh", "-c", probe]].concat();
         let quiet = Command::new(line[0]).args(&line[1..]).stdout(Stdio::null()).stderr(Stdio::null()).status();

@@ -19,14 +19,7 @@ impl Group {
     /// # Errors
     /// Why there can be none.
     pub(crate) fn new(policy: &Policy) -> Result<Self, String> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|error| error.to_string())?;
-        let mount = mount_of(&mounts).ok_or("no control groups of version 2 are mounted")?;
-        let own = fs::read_to_string("/proc/self/cgroup").map_err(|error| error.to_string())?;
-        let own = own
-            .lines()
-            .find_map(|line| line.strip_prefix("0::"))
-            .ok_or("the process is in no control group of version 2")?;
-        Self::below(&mount.join(own.trim_start_matches('/')), policy)
+        Self::below(&own_control_group()?, policy)
     }
 
     fn below(parent: &Path, policy: &Policy) -> Result<Self, String> {
@@ -82,9 +75,23 @@ impl Drop for Group {
     }
 }
 
-/// Where control groups of version 2 are mounted.
+/// Folder of this process's control group (version 2). Systems that mount both versions have it at another place than
+/// `/sys/fs/cgroup`, where a folder of any name can be made that is no group.
+///
+/// # Errors
+/// Why there is none.
+pub fn own_control_group() -> Result<PathBuf, String> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|error| error.to_string())?;
+    let mount = mount_of(&mounts).ok_or("no control groups of version 2 are mounted")?;
+    let groups = fs::read_to_string("/proc/self/cgroup").map_err(|error| error.to_string())?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::"));
+    let own = own.ok_or("the process is in no control group of version 2")?;
+    Ok(mount.join(own.trim_start_matches('/')))
+}
+
+/// Mount point of control groups of version 2: the newest one, which an older one at the same place cannot hide.
 fn mount_of(mounts: &str) -> Option<PathBuf> {
-    mounts.lines().find_map(|line| {
+    mounts.lines().rev().find_map(|line| {
         let (place, kind) = line.split_once(" - ")?;
         let path = place.split(' ').nth(4)?;
         kind.starts_with("cgroup2 ").then(|| PathBuf::from(path))

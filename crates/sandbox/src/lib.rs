@@ -23,6 +23,7 @@ mod plan;
 mod sandbox;
 mod view;
 
+pub use cgroup::own_control_group;
 pub use enclosure::{Enclosed, Enclosure, Isolated};
 pub use error::SandboxError;
 pub use init::run_init;

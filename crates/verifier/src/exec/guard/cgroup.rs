@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
+use pacs_sandbox::own_control_group;
 use serde::{Deserialize, Serialize};
 
 /// A control group (version 2) below that of this process.
@@ -14,14 +15,12 @@ pub(super) struct Cgroup(PathBuf);
 impl Cgroup {
     /// `None` where that is not to be had.
     pub(super) fn create() -> Option<Self> {
-        let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-        let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-        let path = PathBuf::from("/sys/fs/cgroup").join(own).join(format!("pacs-exec-{}", std::process::id()));
+        let path = own_control_group().ok()?.join(format!("pacs-exec-{}", std::process::id()));
         // One of an earlier process of this id, whose guard was killed.
         let _ = fs::remove_dir(&path);
         fs::create_dir(&path).ok()?;
         let group = Self(path);
-        // The system is too old to kill a group, or has something else mounted there.
+        // The kernel is too old to kill a group.
         if !group.0.join("cgroup.kill").exists() || !group.0.join("cgroup.procs").exists() {
             group.remove();
             return None;
