@@ -489,8 +489,11 @@ async fn losing(
         let wanted = before.lost + u64::from(arguments.lost);
         let first_noticed = watch.until(|status| status.lost > before.lost).await?;
         let noticed = watch.until(|status| status.lost >= wanted).await?;
-        // Groups of lost workers can be re-issued only to idle workers: wait until none is left of either.
-        let issued = watch.until(|status| status.waiting == 0 || fleet.asking.load(Ordering::Relaxed) == 0).await?;
+        // Groups of lost workers can be re-issued only to idle workers. Busy ones ask one by one as they finish, which takes
+        // as long as they generate and says nothing of the coordinator.
+        let idle = fleet.asking.load(Ordering::Relaxed);
+        let waiting = watch.status().await?.waiting;
+        let issued = watch.until(|status| status.waiting <= waiting.saturating_sub(idle)).await?;
         let status = watch.status().await?;
         let (rejoining, joined) = (Instant::now(), fleet.joined.load(Ordering::Relaxed));
         workers.extend(lost.iter().map(|slot| (*slot, start(fleet, *slot))));
@@ -501,7 +504,8 @@ async fn losing(
                 "groups_held": held.len(), "timeout_seconds": HEARTBEAT_TIMEOUT,
                 "first_noticed_seconds": (first_noticed - gone).as_secs_f64(),
                 "all_noticed_seconds": (noticed - gone).as_secs_f64(),
-                "workers_asking": asking, "issued_again_after_ms": (issued - noticed).as_secs_f64() * 1000.0,
+                "workers_asking": asking,
+                "groups_waiting": waiting, "idle_workers": idle, "issued_again_after_ms": (issued - noticed).as_secs_f64() * 1000.0,
                 "target_issued_again_ms": 1000,
                 "quarantined": status.quarantined, "mass_losses": status.mass_losses - before.mass_losses,
                 "all_back_seconds": rejoining.elapsed().as_secs_f64()})
