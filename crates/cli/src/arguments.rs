@@ -510,7 +510,7 @@ pub(crate) struct Run {
     /// Number of training steps.
     #[arg(long, value_name = "N")]
     pub(crate) steps: Option<u64>,
-    /// Limit of an answer, in tokens.
+    /// Limit of an answer, in tokens. With --dataset and a job of generated problems the default is 256, or the job's if it is larger.
     #[arg(long, value_name = "N")]
     pub(crate) max_new_tokens: Option<u32>,
     /// Seed of data order and sampling noise.

@@ -15,6 +15,10 @@ use crate::plan::default_run_dir;
 const HOLD_OUT_ONE_OF: usize = 10;
 const HOLD_OUT_AT_MOST: usize = 200;
 
+/// Room for an answer to a problem of a `--dataset` when the job's own problems are generated: their token limit is made for
+/// answers of a few words, and an answer that is cut is never right.
+const ANSWER_TOKENS: u32 = 256;
+
 /// Where a data set lies that the command line names.
 type Find<'a> = dyn FnMut(&Path) -> Result<PathBuf, Failure> + 'a;
 
@@ -27,6 +31,9 @@ pub(crate) fn apply(spec: &mut JobSpec, arguments: &Run, find: &mut Find<'_>) ->
     }
     if let Some(dataset) = &arguments.dataset {
         let dataset = &find(dataset)?;
+        if spec.data.train.generator.is_some() {
+            spec.rollout.max_new_tokens = spec.rollout.max_new_tokens.max(ANSWER_TOKENS);
+        }
         spec.data.train = file(dataset);
         // `--dataset` replaces all training data, mixed sets included.
         spec.data.mix.clear();
@@ -164,6 +171,19 @@ mod tests {
         let spec = applied(&["--dataset", "a.jsonl", "--eval-dataset", "b.parquet"]).expect("valid");
         assert_eq!(window(&spec.data.train), (0, None));
         assert_eq!(spec.data.evaluation.and_then(|source| source.path), Some("b.parquet".into()));
+    }
+
+    #[test]
+    fn answers_to_a_dataset_have_room_where_those_to_generated_problems_are_short() {
+        let tokens = |options: &[&str]| applied(&[&["--eval-dataset", "b.jsonl"], options].concat());
+        let tokens = |options: &[&str]| tokens(options).expect("valid").rollout.max_new_tokens;
+        assert_eq!((tokens(&[]), tokens(&["--dataset", "a.jsonl"])), (demo().rollout.max_new_tokens, ANSWER_TOKENS));
+        assert_eq!(tokens(&["--dataset", "a.jsonl", "--max-new-tokens", "40"]), 40);
+        let mut own = demo();
+        own.data.train = file(Path::new("own.jsonl"));
+        let options = arguments(&["--dataset", "a.jsonl", "--eval-dataset", "b.jsonl"]);
+        apply(&mut own, &options, &mut |path| Ok(path.to_owned())).expect("valid");
+        assert_eq!(own.rollout.max_new_tokens, demo().rollout.max_new_tokens, "the job's limit is for such problems");
     }
 
     #[test]

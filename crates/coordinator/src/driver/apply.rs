@@ -221,6 +221,9 @@ impl Driver {
         self.recent.step(&summary);
         self.newest_step = Some(summary.clone());
         self.tell_progress(Progress::Step(Box::new(summary)));
+        for finding in self.recent.new_findings() {
+            self.note(finding);
+        }
     }
 
     /// Estimated time to the end of the job, from the duration of the newest steps; `None` before the first.

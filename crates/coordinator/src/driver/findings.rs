@@ -3,7 +3,7 @@
 //! One place decides, so that `pacs status`, `pacs top`, the dashboard and the alerts say the same. A finding states its
 //! evidence and what to do. It is a pure function of what it is given: nothing is remembered of earlier findings.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use pacs_protocol::v1;
@@ -13,13 +13,14 @@ use crate::progress::StepSummary;
 /// Every rule, for `/metrics`, which exports a value for each.
 ///
 /// A verifier that fails at times is no finding: its samples are verified again, and an alert has the long view.
-pub(crate) const RULES: [&str; 12] = [
+pub(crate) const RULES: [&str; 13] = [
     "disk_full",
     "learners_missing",
     "no_workers",
     "verifier_stuck",
     "worker_silent",
     "stalled",
+    "answers_cut",
     "nothing_to_learn",
     "policy_collapsed",
     "mismatch",
@@ -50,6 +51,8 @@ const MISMATCH: f64 = 0.05;
 /// The pass rate has collapsed below this share of its best, if that was worth something.
 const COLLAPSED: f64 = 0.25;
 const WORTH: f64 = 0.1;
+/// Share of answers that end at the token limit above which most of them cannot be right.
+const CUT_SHARE: f64 = 0.5;
 /// A rank is slow when it computes so many times as long as the others, and holds them up for that share of the update.
 const SLOW_TIMES: f64 = 1.5;
 const SLOW_SHARE: f64 = 0.2;
@@ -63,6 +66,8 @@ pub(crate) struct Recent {
     /// Largest mean pass rate of `IN_A_ROW` steps, with the entropy there.
     best: Option<(f64, f64)>,
     lost: VecDeque<Lost>,
+    /// Findings of the newest steps that the console has shown.
+    shown: BTreeSet<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -70,6 +75,7 @@ struct Step {
     step: u64,
     pass_rate: f64,
     mixed_share: f64,
+    cut_share: f64,
     entropy: f64,
     skipped: u32,
     update_seconds: f64,
@@ -100,6 +106,7 @@ impl Recent {
             step: summary.step,
             pass_rate: summary.pass_rate,
             mixed_share: summary.mixed_share,
+            cut_share: summary.truncated_share,
             entropy: summary.entropy,
             skipped: summary.skipped_updates,
             update_seconds: summary.seconds.training_seconds,
@@ -120,6 +127,24 @@ impl Recent {
             self.lost.pop_front();
         }
         self.lost.push_back(Lost { time, name: name.to_owned(), why: why.to_owned() });
+    }
+
+    /// What the newest steps show by themselves, without the state of the workers.
+    fn of_steps(&self) -> impl Iterator<Item = v1::Finding> {
+        let newest = self.newest().into_iter();
+        newest
+            .flat_map(|newest| [cut(newest), collapsed(newest, self.best), mismatch(newest)])
+            .flatten()
+            .chain(skipped(self))
+    }
+
+    /// Findings of the newest steps that were not there a step ago, as lines for the console.
+    pub(crate) fn new_findings(&mut self) -> Vec<String> {
+        let found: Vec<v1::Finding> = self.of_steps().collect();
+        let shown = found.iter().map(|finding| finding.name.clone()).collect();
+        let before = std::mem::replace(&mut self.shown, shown);
+        let new = found.iter().filter(|finding| !before.contains(&finding.name));
+        new.map(|finding| format!("notice: {}; {}", finding.sentence, finding.advice)).collect()
     }
 
     /// The newest steps, if there are `IN_A_ROW` of them.
@@ -162,12 +187,8 @@ pub(crate) fn findings(
             "timeline",
         ));
     }
-    if let Some(newest) = recent.newest() {
-        found.extend(collapsed(newest, recent.best));
-        found.extend(mismatch(newest));
-        found.extend(slow_rank(newest, status));
-    }
-    found.extend(skipped(recent));
+    found.extend(recent.of_steps());
+    found.extend(recent.newest().and_then(|newest| slow_rank(newest, status)));
     found.extend(workers_gone(status, recent));
     found.sort_by_key(|finding| !finding.stops_run);
     found
@@ -298,6 +319,19 @@ fn workers_gone(status: &v1::GetStatusResponse, recent: &Recent) -> Option<v1::F
     };
     let advice = "its work is issued again; `pacs logs --worker NAME` shows its last lines, and whoever started it starts it again";
     Some(finding("worker_gone", false, sentence, advice, "timeline"))
+}
+
+/// Answers that end at the token limit: the verifier sees no final answer in them.
+fn cut(newest: [Step; IN_A_ROW]) -> Option<v1::Finding> {
+    let share = mean(newest, |step| step.cut_share);
+    (share > CUT_SHARE).then(|| {
+        let sentence = format!(
+            "{} of the answers of the last {IN_A_ROW} steps end at `rollout.max_new_tokens`, before they are complete",
+            percent(share)
+        );
+        let advice = "a larger `rollout.max_new_tokens`, or a prompt that asks for shorter answers";
+        finding("answers_cut", false, sentence, advice, "samples")
+    })
 }
 
 /// Nothing to learn from, because the policy is bad or because it is done.
@@ -437,6 +471,7 @@ mod tests {
             }
             let mut summary = StepSummary { step: at, metrics, ..Default::default() };
             (summary.pass_rate, summary.mixed_share) = (step.pass_rate, step.mixed_share);
+            summary.truncated_share = step.cut_share;
             (summary.entropy, summary.skipped_updates) = (step.entropy, step.skipped);
             summary.seconds.training_seconds = step.update_seconds;
             recent.step(&summary);
@@ -548,10 +583,29 @@ mod tests {
         assert_eq!(told(&status(all()), &recent([healthy(), healthy(), healthy(), bad])).len(), 0);
         let done = Step { pass_rate: 1.0, mixed_share: 0.0, ..healthy() };
         assert_eq!(one(&status(all()), &recent([done; 3])).0, "nothing_to_learn");
+        let long = Step { cut_share: 0.75, ..healthy() };
+        let expected =
+            "75.0 % of the answers of the last 3 steps end at `rollout.max_new_tokens`, before they are complete";
+        assert_eq!(one(&status(all()), &recent([long; 3])), ("answers_cut".into(), false, expected.into()));
+        assert_eq!(told(&status(all()), &recent([healthy(), long, long])).len(), 0, "their mean is half");
         let wide = Step { mismatch: Some(0.08), ..healthy() };
         assert!(one(&status(all()), &recent([wide; 3])).2.contains("disagree by 0.080 nats"));
         let skips = recent([healthy(), Step { skipped: 1, ..healthy() }, healthy()]);
         assert!(one(&status(all()), &skips).2.contains("the last in step 2"));
+    }
+
+    #[test]
+    fn the_console_shows_a_finding_of_steps_once_while_it_lasts() {
+        let (good, bad) = (healthy(), Step { mixed_share: 0.0, ..healthy() });
+        let mut shown = recent([bad; 3]);
+        let lines = shown.new_findings();
+        assert!(lines.len() == 1 && lines[0].starts_with("notice: no group has had both"), "{lines:?}");
+        assert_eq!(shown.new_findings(), [""; 0], "it lasts");
+        for step in [good, bad, bad, bad] {
+            let summary = StepSummary { step: shown.steps.len() as u64 + 1, pass_rate: 0.4, ..Default::default() };
+            shown.step(&StepSummary { mixed_share: step.mixed_share, ..summary });
+            assert_eq!(shown.new_findings().len(), usize::from(shown.steps.len() == 7), "step {}", shown.steps.len());
+        }
     }
 
     #[test]

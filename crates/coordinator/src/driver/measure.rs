@@ -93,8 +93,7 @@ impl Driver {
     pub(super) fn measuring_left(&self) -> Option<f64> {
         let (judged, samples) = self.machine.measuring()?;
         let (began, before) = self.told_measuring?.since;
-        let done = judged.checked_sub(before).filter(|done| *done > 0)?;
-        Some(began.elapsed().as_secs_f64() / done as f64 * samples.saturating_sub(judged) as f64)
+        seconds_left(began.elapsed().as_secs_f64(), before, judged, samples)
     }
 
     /// Reports the progress of an evaluation at intervals.
@@ -200,4 +199,25 @@ fn digest(seed: u64, text: &str) -> u64 {
         u64::from_le_bytes(word)
     });
     words.fold(mix(seed ^ text.len() as u64), |digest, word| mix(digest ^ mix(word)))
+}
+
+/// Seconds until all `samples` are judged, from `judged - before` of them in `elapsed` seconds. `None` until a twentieth of them is: samples
+/// are generated side by side, so the first ones say how long an answer takes and not how many come out per second.
+fn seconds_left(elapsed: f64, before: u64, judged: u64, samples: u64) -> Option<f64> {
+    let done = judged.checked_sub(before).filter(|done| *done > 0)?;
+    let is_told = done.saturating_mul(20) >= samples.saturating_sub(before);
+    is_told.then(|| elapsed / done as f64 * samples.saturating_sub(judged) as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::seconds_left;
+
+    #[test]
+    fn the_end_of_an_evaluation_is_estimated_once_a_twentieth_is_judged() {
+        assert_eq!([0, 1, 9].map(|judged| seconds_left(20.0, 0, judged, 200)), [None; 3]);
+        assert_eq!(seconds_left(20.0, 0, 10, 200), Some(380.0));
+        assert_eq!(seconds_left(20.0, 100, 110, 200), Some(180.0), "what an earlier process judged took it no time");
+        assert_eq!(seconds_left(20.0, 200, 200, 200), None);
+    }
 }
