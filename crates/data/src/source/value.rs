@@ -35,15 +35,18 @@ impl Value {
         }
     }
 
-    /// Whether it is a list or an object of the cases of a program, which its verifier reads as JSON.
+    /// Whether it is a list or an object of the cases of a program, which its verifier reads as JSON. In a list of texts one of
+    /// them has to assert something; others may be statements such as `with pytest.raises(…)`.
     pub(crate) fn is_cases(&self) -> bool {
-        let is_case = |value: &Self| match value {
-            Self::Text(text) => text.trim_start().starts_with("assert"),
+        let asserts =
+            |line: &str| line.trim_start().strip_prefix("assert").is_some_and(|rest| rest.starts_with([' ', '(']));
+        let is_test = |value: &Self| match value {
+            Self::Text(text) => text.lines().any(asserts),
             case => case.at("input").is_some() && case.at("output").is_some(),
         };
         match self {
             Self::List(list) => {
-                list.len() > 1 && list.iter().all(is_case) || matches!(&list[..], [one] if is_case(one))
+                list.iter().any(is_test) && list.iter().all(|value| matches!(value, Self::Text(_)) || is_test(value))
             }
             Self::Fields(_) => ["cases", "tests", "test_list", "inputs"].into_iter().any(|key| self.at(key).is_some()),
             _ => false,
@@ -245,6 +248,22 @@ mod tests {
 
     fn text(value: &str) -> Result<String, String> {
         json(value)?.into_text()
+    }
+
+    #[test]
+    fn a_list_with_an_assertion_is_one_of_tests() {
+        for (value, expected) in [
+            (r#"["assert f(1) == 2"]"#, true),
+            (r#"["with pytest.raises(ValueError):\n    f('x')", "assert(f(1) == 2)"]"#, true),
+            (r#"["s = Stack()\ns.push(1)\nassert s.top() == 1"]"#, true),
+            (r#"[{"input": "1", "output": "2"}]"#, true),
+            (r#"["assertive people", "asserting"]"#, false),
+            (r#"["5"]"#, false),
+            (r#"["assert f(1) == 2", 5]"#, false),
+            ("[]", false),
+        ] {
+            assert_eq!(json(value).expect("a value").is_cases(), expected, "{value}");
+        }
     }
 
     #[test]
