@@ -211,7 +211,7 @@ fn options() -> SamplingOptions {
 
 fn job(ticket: u64, samples: u32, options: &SamplingOptions) -> GroupJob {
     let samples = (0..samples).map(|index| (index, noise(ticket, index))).collect();
-    GroupJob { ticket, prompt: PROMPT.to_vec(), samples, options: options.clone() }
+    GroupJob { ticket, prompt: PROMPT.to_vec(), samples, options: options.clone(), records_routes: false }
 }
 
 fn stubs(count: usize) -> Vec<StubState> {

@@ -24,6 +24,7 @@ mod memory;
 mod objective;
 mod parse;
 mod positions;
+mod routes;
 mod types;
 mod verifier;
 mod vllm;

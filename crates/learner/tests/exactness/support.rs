@@ -50,6 +50,7 @@ pub(crate) fn settings() -> TrainerSettings {
         saves_in_background: false,
         peak_flops: None,
         lora: None,
+        router_replay: false,
         probe: false,
     }
 }
@@ -85,6 +86,7 @@ pub(crate) fn whole_batch(step: u64, mini_batches: usize) -> TrainBatch {
                 // Some sequences look as if a sampling filter had cut something off.
                 version: step - 1,
                 sampled_logprobs: if member % 3 == 1 { vec![-5.5; length as usize] } else { Vec::new() },
+                routes: Vec::new(),
             });
             index.push(IndexEntry {
                 group,
@@ -99,7 +101,7 @@ pub(crate) fn whole_batch(step: u64, mini_batches: usize) -> TrainBatch {
             });
         }
     }
-    TrainBatch { step, index, prompts, sequences }
+    TrainBatch { step, index, prompts, prompt_routes: HashMap::new(), sequences }
 }
 
 /// One rank's share, dealt out sequence by sequence, so that groups are split between ranks.

@@ -61,6 +61,9 @@ impl Check {
             self.that(false, "evaluation.only", true, message, also);
         }
         let (rollout, defaults) = (&spec.rollout, RolloutSpec::default());
+        let message = "is not supported with `rollout.engine` = \"vllm\": no routes are read from its servers; the native engine \
+                       records them";
+        self.that(!rollout.router_replay, "rollout.router_replay", true, message, also);
         let message = "has no effect with `rollout.engine` = \"vllm\", whose servers have settings of their own";
         self.that(
             rollout.cache_tokens == defaults.cache_tokens,
@@ -176,6 +179,7 @@ mod tests {
             ("rollout = { engine = 'vllm', kernels = 'reference' }", "rollout.kernels"),
             ("rollout = { engine = 'vllm', cache_tokens = 100000 }", "rollout.cache_tokens"),
             ("rollout = { engine = 'vllm', cuda_graphs = false }", "rollout.cuda_graphs"),
+            ("rollout = { engine = 'vllm', router_replay = true }", "no routes are read from its servers"),
             ("rollout.engine = 'vllm'\nmodel.lora.rank = 8", "whole models"),
             ("rollout.engine = 'vllm'\nevaluation.only = true", "nothing is published"),
             ("rollout.engine = 'vllm'\nevaluation.temperature = 3.0", "at most 2"),
