@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pacs_algo::{LabelWeights, Objective, PacsConfig, RewardMethod, ScoreEstimator, balance};
+use pacs_algo::{Objective, PacsConfig, balance};
 use pacs_collective::{Collective, GroupConfig, HostCollective, HostListener};
 use pacs_learner::{IndexEntry, SequenceTokens, TrainBatch, Trainer, TrainerSettings};
 use pacs_shape::{Division, Sharding};
@@ -16,14 +16,7 @@ use pacs_types::{Generation, mix};
 pub(crate) const GROUPS: u64 = 6;
 pub(crate) const GROUP_SIZE: usize = 4;
 
-pub(crate) const PACS: PacsConfig = PacsConfig {
-    beta: 1.0,
-    score: ScoreEstimator::Rloo,
-    reward_method: RewardMethod::LogRatio,
-    label_weights: LabelWeights::Question,
-    actor_term: false,
-    importance: None,
-};
+pub(crate) const PACS: PacsConfig = PacsConfig::paper();
 
 pub(crate) fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models").join(name)

@@ -54,6 +54,15 @@ impl Suite {
     /// Reads the cases of a reference. Its shapes are in `docs/VERIFIERS.md`: a list of cases or of assertions, or an object with
     /// `cases`, with `inputs` and `outputs`, or with `tests`.
     ///
+    /// ```
+    /// use pacs_verify::{Suite, SuiteCase};
+    ///
+    /// let suite = Suite::parse(r#"{"test_list": ["assert f(1) == 2"], "test_imports": ["import math"]}"#)?;
+    /// assert_eq!(suite.setup, "import math\n");
+    /// assert_eq!(suite.cases, [SuiteCase::Assert("assert f(1) == 2".to_owned())]);
+    /// # Ok::<(), String>(())
+    /// ```
+    ///
     /// # Errors
     /// What is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
