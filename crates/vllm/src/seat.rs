@@ -15,9 +15,9 @@ use crate::{Client, Fault};
 
 /// How long a server that says that it is busy gets nothing.
 const BUSY: Duration = Duration::from_secs(1);
-/// Useless answers in a row after which a server is set aside for a while, and for how long.
+/// Useless answers in a row after which a server is out of service for a while, and for how long.
 const USELESS: u32 = 8;
-const ASIDE: Duration = Duration::from_secs(30);
+const OUT_OF_SERVICE: Duration = Duration::from_secs(30);
 /// Versions of a server that are remembered as verified.
 const REMEMBERED: usize = 64;
 
@@ -137,10 +137,10 @@ impl Seat {
         if self.useless_in_a_row >= USELESS {
             tracing::warn!(
                 server = self.endpoint,
-                seconds = ASIDE.as_secs(),
-                "{USELESS} answers in a row were of no use, the server is set aside: {fault}"
+                seconds = OUT_OF_SERVICE.as_secs(),
+                "{USELESS} answers in a row were of no use, the server is out of service: {fault}"
             );
-            (self.useless_in_a_row, self.held_until) = (0, Some(now + ASIDE));
+            (self.useless_in_a_row, self.held_until) = (0, Some(now + OUT_OF_SERVICE));
         }
         if let State::Ready(version) = self.state
             && fault.questions_the_server()
@@ -171,7 +171,9 @@ impl Seat {
             State::Unknown => ("not reached yet", None),
             State::Idle => ("waiting for weights", None),
             State::Updating(_) => ("updating", None),
-            State::Ready(version) if self.held_until.is_some_and(|until| now < until) => ("set aside", Some(version)),
+            State::Ready(version) if self.held_until.is_some_and(|until| now < until) => {
+                ("out of service", Some(version))
+            }
             State::Ready(version) => ("ready", Some(version)),
             State::Suspect(version) => ("suspect", Some(version)),
             State::Down => ("down", None),
