@@ -136,7 +136,7 @@ async fn lease(client: &mut RolloutServiceClient<RunChannel>, worker_id: u64) ->
 }
 
 #[test]
-fn samples_and_verdicts_that_nobody_asked_for_are_refused_and_the_run_finishes() -> Result<()> {
+fn samples_and_verdicts_without_a_lease_are_refused_and_the_run_finishes() -> Result<()> {
     let mut cluster = cluster()?;
     cluster.start_worker("learner-0")?;
     cluster.start_coordinator(&[])?;

@@ -31,7 +31,7 @@ pub(crate) struct Experts {
     ffn: i64,
     renormalises: bool,
     activation: Activation,
-    /// `[E, D]`.
+    /// Weights of the choice, a row for each expert: `[E, D]`.
     router: Weight,
     /// Gates and ups, expert by expert: `[E 2 F, D]`.
     gate_up: Weight,
@@ -163,12 +163,12 @@ impl Experts {
         (-(probabilities * sum_of_columns(&by_chosen))).scatter_add(1, choices, &by_chosen)
     }
 
-    /// `[2 F, D]`.
+    /// Gate and up projection of one expert: `[2 F, D]`.
     fn gate_up_of(&self, expert: i64) -> Tensor {
         part_of(&self.gate_up.tensor, expert, 2 * self.ffn)
     }
 
-    /// `[D, F]`.
+    /// Down projection of one expert: `[D, F]`.
     fn down_of(&self, expert: i64) -> Tensor {
         let rows = self.down.tensor.size()[0] / self.count;
         part_of(&self.down.tensor, expert, rows)

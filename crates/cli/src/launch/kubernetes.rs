@@ -271,7 +271,7 @@ verifiers = 2
     }
 
     #[test]
-    fn whatever_the_job_holds_is_one_value() {
+    fn any_text_of_the_job_is_one_value() {
         // `manifests` reads its result back and compares. TOML allows these texts in comments, multi-line strings, or at its ends.
         let texts = [
             "# ends in blanks  \n",

@@ -199,7 +199,7 @@ fn learners_missing(status: &v1::GetStatusResponse) -> Option<v1::Finding> {
     })
 }
 
-/// Nobody of a role that has work to do.
+/// A role that has work to do and no member.
 fn no_workers(status: &v1::GetStatusResponse) -> Option<v1::Finding> {
     if status.phase_seconds < ABSENT_SECONDS || !matches!(status.phase.as_str(), "sampling" | "evaluating") {
         return None;

@@ -14,9 +14,9 @@ use super::batch::TrainBatch;
 pub struct SampleSignal {
     /// Position of the answer in [`TrainBatch::index`].
     pub position: usize,
-    /// [`SequenceOutcome::score`].
+    /// What the objective compared with the verdict ([`SequenceOutcome::score`]).
     pub score: Option<f32>,
-    /// [`SequenceOutcome::coefficient`].
+    /// Weight of the answer's log-prob in the update; above 0 it becomes more probable ([`SequenceOutcome::coefficient`]).
     pub coefficient: f32,
 }
 
