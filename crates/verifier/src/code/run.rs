@@ -58,9 +58,8 @@ impl Run<'_> {
         let end = {
             // One process for all cases: starting an interpreter costs more than most cases do.
             let mut running = sandbox.begin(&self.job(program)).await?;
-            let end = self.cases(cases, &plans, &mut running, &mut claims).await?;
-            running.end().await?;
-            end
+            let end = self.cases(cases, &plans, &mut running, &mut claims).await;
+            finished(end, running).await?
         };
         // What the program returned for assertions is judged when its processes have ended.
         match assertions.is_empty() {
@@ -229,6 +228,24 @@ impl Run<'_> {
         Ok(None)
     }
 
+    /// Has the program answer the calls of tests that are still open. Returns the end of all cases if it does not even compile.
+    async fn asked(
+        &self,
+        open: Vec<(usize, Vec<String>, Vec<Reply>)>,
+        running: &mut Running<'_>,
+        claims: &mut Vec<(usize, Claim)>,
+        failed: &mut Vec<(usize, Why)>,
+    ) -> Result<Option<End>, Fault> {
+        for (index, calls, replies) in open {
+            match self.replies(index, &calls, replies, running, claims).await? {
+                None | Some(Step::Passed) => {}
+                Some(Step::Failed(why)) => failed.push((index, why)),
+                Some(Step::Compile(problem)) => return Ok(Some(End::Compile(problem))),
+            }
+        }
+        Ok(None)
+    }
+
     /// Has the referee decide the assertions whose calls were answered, and the program answer the calls that follow from that.
     async fn judged(
         &self,
@@ -271,14 +288,10 @@ impl Run<'_> {
             }
             if !open.is_empty() {
                 let mut running = sandbox.begin(&self.job(program)).await?;
-                for (index, calls, replies) in open {
-                    match self.replies(index, &calls, replies, &mut running, &mut claims).await? {
-                        None | Some(Step::Passed) => {}
-                        Some(Step::Failed(why)) => failed.push((index, why)),
-                        Some(Step::Compile(problem)) => return Ok(End::Compile(problem)),
-                    }
+                let asked = self.asked(open, &mut running, &mut claims, &mut failed).await;
+                if let Some(compile) = finished(asked, running).await? {
+                    return Ok(compile);
                 }
-                running.end().await?;
             }
             passed = passed.saturating_sub(failed.len());
             for (index, why) in failed {
@@ -292,6 +305,15 @@ impl Run<'_> {
         }
         Ok(self.end(count, earliest, passed))
     }
+}
+
+/// Ends a job before its result is looked at: a sandbox whose verifier reports a fault is used again, and would take the next job for a
+/// case of this one.
+async fn finished<T>(result: Result<T, Fault>, running: Running<'_>) -> Result<T, Fault> {
+    if !matches!(result, Err(Fault::Sandbox(_))) {
+        running.end().await?;
+    }
+    result
 }
 
 fn reply_bytes((_, claim): &(usize, Claim)) -> usize {
