@@ -24,9 +24,11 @@ mod queue;
 mod seat;
 mod service;
 mod untie;
+mod wake;
 mod wire;
 
 pub use client::{ApiKey, Client, Drawing, Limits, ServerFacts};
+pub use driver::Timing;
 pub use engine::{Attached, VllmEngine, VllmOptions, VllmWeights};
 pub use fault::Fault;
 pub use service::{VllmWorkerOptions, run};

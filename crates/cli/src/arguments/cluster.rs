@@ -42,6 +42,9 @@ pub(crate) struct Rollout {
     /// `rollout.vllm.endpoints` of the job.
     #[arg(long = "endpoint", value_name = "URL", env = "PACS_VLLM_ENDPOINTS", value_delimiter = ',', value_parser = endpoint)]
     pub(crate) endpoints: Vec<String>,
+    /// Folder for the weights of the servers, in place of `rollout.vllm.weights_dir` of the job.
+    #[arg(long, value_name = "DIR", env = "PACS_VLLM_WEIGHTS_DIR")]
+    pub(crate) weights_dir: Option<PathBuf>,
     /// Key that the servers ask for (`vllm serve --api-key`). Default: none.
     #[arg(long, env = "PACS_VLLM_API_KEY", hide_env_values = true, value_name = "KEY", value_parser = api_key)]
     pub(crate) api_key: Option<ApiKey>,
