@@ -88,7 +88,8 @@ impl VllmEngine {
         let place = options.weights_dir.clone().or_else(|| vllm.weights_dir.clone());
         let place = place.unwrap_or_else(default_place).join(&own);
         let servers_place = vllm.server_weights_dir.as_ref().map(|folder| folder.join(&own));
-        let folders = Folders::open(place, servers_place, &folder, &config, vllm.untied_head)
+        let trained = spec.model.trained(&config).map_err(|error| error.to_string())?;
+        let folders = Folders::open(place, servers_place, &folder, &trained, vllm.untied_head)
             .map_err(|error| error.to_string())?;
 
         let request = Duration::from_secs(u64::from(vllm.request_seconds));
@@ -229,11 +230,10 @@ impl RolloutEngine for Attached {
 
     fn prepare(&self, received: &Received, probe: Option<&Arc<Probe>>) -> Result<VllmWeights, NotPrepared> {
         let description = received.whole.description().clone();
-        if description.adapted().is_some() {
-            let problem = "adapters were published, and vLLM servers are given whole models";
-            return Err(NotPrepared::Refused(problem.to_owned()));
-        }
-        let folder = self.folders.write(received).map_err(|error| NotPrepared::Failed(error.to_string()))?;
+        let folder = self.folders.write(received).map_err(|error| match error.is_final() {
+            true => NotPrepared::Refused(format!("use {}: {error}", description.id())),
+            false => NotPrepared::Failed(error.to_string()),
+        })?;
         let label = label::of_version(&self.shared.run, &description);
         Ok(VllmWeights(Prepared { description, label, folder, probe: probe.cloned() }))
     }

@@ -19,6 +19,7 @@ mod folder;
 mod http;
 mod installed;
 mod label;
+mod merge;
 mod probe;
 mod queue;
 mod seat;

@@ -51,10 +51,6 @@ impl Check {
     /// What vLLM cannot do here, and what it would ignore.
     fn without_vllm(&mut self, spec: &JobSpec) {
         let also = &["rollout.engine"];
-        if spec.model.lora.is_some() {
-            let message = "is not supported with `rollout.engine` = \"vllm\", whose servers are given whole models";
-            self.fail(Problem::new("model.lora", message), also);
-        }
         if spec.evaluation.only {
             let message =
                 "expected false with `rollout.engine` = \"vllm\": nothing is published that its servers could load";
@@ -176,7 +172,6 @@ mod tests {
             ("rollout = { engine = 'vllm', kernels = 'reference' }", "rollout.kernels"),
             ("rollout = { engine = 'vllm', cache_tokens = 100000 }", "rollout.cache_tokens"),
             ("rollout = { engine = 'vllm', cuda_graphs = false }", "rollout.cuda_graphs"),
-            ("rollout.engine = 'vllm'\nmodel.lora.rank = 8", "whole models"),
             ("rollout.engine = 'vllm'\nevaluation.only = true", "nothing is published"),
             ("rollout.engine = 'vllm'\nevaluation.temperature = 3.0", "at most 2"),
             (
@@ -191,6 +186,7 @@ mod tests {
             "rollout.engine = 'vllm'\nresources.rollouts = 4",
             "rollout = { engine = 'vllm', temperature = 0.7 }",
             "rollout = { engine = 'vllm', top_p = 0.9 }",
+            "rollout.engine = 'vllm'\nmodel.lora.rank = 8",
             "rollout.engine = 'vllm'\nrollout.vllm = { weights_dir = '/a', server_weights_dir = '/b' }",
         ] {
             assert_eq!(problem(&format!("{text}\n")), "", "{text}");
