@@ -10,6 +10,7 @@ use crate::format::{bytes, count, plural};
 use crate::memory::LearnerMemory;
 use crate::model_folder::{self, ModelFolder};
 use crate::run::gpus::Gpus;
+use crate::servers;
 
 /// What `pacs job check` derives from a job spec, and prints.
 pub(crate) struct Plan<'a> {
@@ -80,7 +81,8 @@ impl<'a> Plan<'a> {
             (_, Found::Broken(problem)) => Some(problem.clone()),
             _ => {
                 let gpus = self.gpus.as_ref().and_then(Gpus::problem).map(|problem| format!("assign GPUs: {problem}"));
-                gpus.or_else(|| self.memory.as_ref().and_then(LearnerMemory::problem))
+                let servers = || servers::problem(self.spec).map(|problem| format!("start vLLM servers: {problem}"));
+                gpus.or_else(servers).or_else(|| self.memory.as_ref().and_then(LearnerMemory::problem))
             }
         }
     }
@@ -276,9 +278,10 @@ impl fmt::Display for Plan<'_> {
         let device = format!("{:?}", resources.device).to_lowercase();
         writeln!(f, "workers     {} ({device})", workers.join(", "))?;
         if let Some(vllm) = spec.rollout.vllm.as_ref().filter(|_| spec.rollout.engine == RolloutEngineKind::Vllm) {
-            let servers = match vllm.endpoints.len() {
-                0 => "named by each rollout worker".to_owned(),
-                count => format!("{}: {}", count, vllm.endpoints.join(", ")),
+            let servers = match (&vllm.server, vllm.endpoints.len()) {
+                (Some(server), _) => format!("{} started for each rollout worker", server.count),
+                (None, 0) => "named by each rollout worker".to_owned(),
+                (None, count) => format!("{}: {}", count, vllm.endpoints.join(", ")),
             };
             writeln!(f, "vllm        servers {servers}; up to {} requests each", vllm.max_requests)?;
         }

@@ -48,5 +48,5 @@ pub use verifier::{
     ExecLimits, ExecSpec, Extraction, Form, JudgeKind, JudgeSpec, MathSpec, RewardSpec, RewardVerifierSpec,
     ServiceAddress, VerifierKind, VerifierSpec,
 };
-pub use vllm::{RolloutEngineKind, VllmSpec, endpoint_authority};
+pub use vllm::{RolloutEngineKind, VllmServerSpec, VllmSpec, endpoint_authority};
 pub use weight::StepWeight;

@@ -5,7 +5,7 @@
 //! a driver (`driver.rs`) that brings it new weights, verifies what it holds, and watches it; `answer.rs` decides whether an
 //! answer may become a sample. [`Client`] speaks vLLM's HTTP interface, as it is in version 0.32.
 //!
-//! Not here: starting servers (launchers and operators do), and anything that vLLM does inside.
+//! Not here: starting servers (`pacs run`, `pacs servers`, launchers and operators do), and anything that vLLM does inside.
 #![forbid(unsafe_code)]
 
 mod answer;
