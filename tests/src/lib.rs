@@ -23,7 +23,7 @@ pub use cluster::Cluster;
 pub use hosts::{Host, hosts, lonely_host};
 pub use processes::RunProcess;
 pub use samples::{Archived, TrainedSample};
-pub use vllm_stub::{StubFault, StubState, VllmStub, stub_logprob, stub_tokens};
+pub use vllm_stub::{StubFault, StubStall, StubState, VllmStub, first_weight, stub_logprob, stub_tokens};
 
 use disk::Disk;
 

@@ -16,7 +16,7 @@ pub struct RunProcess {
 }
 
 impl RunProcess {
-    /// Returns the live workers of the run with this id, sorted by name.
+    /// Returns the live workers of the run with this id, and the vLLM servers that it started, sorted by name.
     #[must_use]
     pub fn of(run_id: &str) -> Vec<Self> {
         let variable = format!("PACS_RUN_ID={run_id}");
@@ -29,7 +29,12 @@ impl RunProcess {
                 let line = fs::read(entry.path().join("cmdline")).ok()?;
                 let mut words = line.split(|byte| *byte == 0).skip_while(|word| *word != b"--name");
                 // Children of a verifier inherit the variable, but have no `--name`.
-                let name = String::from_utf8_lossy(words.nth(1)?).into_owned();
+                let name = words.nth(1).or_else(|| {
+                    let is_server = line.split(|byte| *byte == 0).any(|word| word == b"--max-num-seqs");
+                    let mut variables = environment.split(|byte| *byte == 0).filter(|_| is_server);
+                    variables.find_map(|word| word.strip_prefix(b"PACS_SERVER="))
+                })?;
+                let name = String::from_utf8_lossy(name).into_owned();
                 Some(Self { pid, name })
             })
             .collect();

@@ -64,9 +64,24 @@ pub enum StubFault {
     VersionGap,
 }
 
+/// How a call stalls: the connection stays open, and no end of the answer comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StubStall {
+    /// The call is accepted and never answered.
+    Silent,
+    /// Half of the answer is written.
+    Half,
+}
+
 /// Settings and record of a stub.
 #[derive(Clone, Debug)]
 pub struct StubState {
+    /// The call that stalls, by the name that the engine has for it, and how.
+    pub stalls: Option<(&'static str, StubStall)>,
+    /// The tensor whose first weight is the weight of a loaded folder.
+    pub reads: &'static str,
+    /// The weight of each folder that was loaded.
+    pub loaded: Vec<f32>,
     /// `weight_version`.
     pub label: String,
     /// Whether requests are frozen.
@@ -116,6 +131,9 @@ pub struct StubState {
 impl Default for StubState {
     fn default() -> Self {
         Self {
+            stalls: None,
+            reads: "model.embed_tokens.weight",
+            loaded: Vec::new(),
             label: "default".to_owned(),
             paused: false,
             folder: None,
@@ -164,7 +182,15 @@ impl VllmStub {
     /// # Errors
     /// When it cannot listen.
     pub async fn start(state: StubState) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        Self::start_at(0, state).await
+    }
+
+    /// Starts a stub on this port; 0 is a free one.
+    ///
+    /// # Errors
+    /// When it cannot listen.
+    pub async fn start_at(port: u16, state: StubState) -> Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await?;
         let port = listener.local_addr()?.port();
         let state = Arc::new(Mutex::new(state));
         let listening = Some(tokio::spawn(listen(listener, Arc::clone(&state))));
@@ -244,17 +270,52 @@ async fn listen(listener: TcpListener, state: Arc<Mutex<StubState>>) {
 
 async fn serve(mut stream: TcpStream, state: Arc<Mutex<StubState>>) -> Result<()> {
     let (method, path, body) = read_request(&mut stream).await?;
+    let stalls = lock(&state).stalls.filter(|(call, _)| *call == call_of(&path, &body)).map(|(_, how)| how);
     let mut closed = [0];
     // A client that goes away takes its request with it, as vLLM's `with_cancellation` does.
     let answered = async {
         let (mut reader, mut writer) = stream.split();
-        let answer = answer(&method, &path, &body, &state);
+        let answered = async {
+            if stalls == Some(StubStall::Silent) {
+                return std::future::pending().await;
+            }
+            let answer = answer(&method, &path, &body, &state).await?;
+            if stalls.is_none() {
+                return answer.write(&mut writer).await;
+            }
+            let whole = answer.bytes();
+            writer.write_all(&whole[..whole.len() / 2]).await?;
+            writer.flush().await?;
+            std::future::pending().await
+        };
         tokio::select! {
-            answer = answer => answer?.write(&mut writer).await,
+            answered = answered => answered,
             _ = reader.read(&mut closed) => bail!("the client is gone"),
         }
     };
     answered.await
+}
+
+/// What the engine calls a request.
+fn call_of(path: &str, body: &Value) -> &'static str {
+    let calls = [
+        ("/health", "health"),
+        ("/version", "version"),
+        ("/v1/models", "models"),
+        ("/server_info", "server_info"),
+        ("/weight_info", "weight_info"),
+        ("/is_paused", "is_paused"),
+        ("/pause", "pause"),
+        ("/resume", "resume"),
+        ("/update_weight_version", "update_weight_version"),
+        ("/collective_rpc", "reload_weights"),
+        ("/weight_checker", "weight_checker"),
+        ("/metrics", "metrics"),
+    ];
+    let path = path.split('?').next().unwrap_or_default();
+    let known = calls.iter().find(|(known, _)| *known == path).map(|(_, call)| *call);
+    let of_tokens = if body["sampling_params"]["prompt_logprobs"] == 0 { "score" } else { "generate" };
+    known.unwrap_or(of_tokens)
 }
 
 async fn read_request(stream: &mut TcpStream) -> Result<(String, String, Value)> {
@@ -293,19 +354,27 @@ enum Answer {
     Endless,
 }
 
+fn head(status: u16, length: usize) -> String {
+    format!(
+        "HTTP/1.1 {status} OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+    )
+}
+
 impl Answer {
-    async fn write(self, writer: &mut (impl AsyncWriteExt + Unpin)) -> Result<()> {
-        let head = |status: u16, length: usize| {
-            format!(
-                "HTTP/1.1 {status} OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
-            )
+    /// All of an answer.
+    fn bytes(self) -> Vec<u8> {
+        let (status, body) = match self {
+            Self::Json(status, body) => (status, body.to_string()),
+            Self::Text(body) => (200, body),
+            Self::Half(body) | Self::Slow(body) => (200, body.to_string()),
+            Self::Endless => (200, String::new()),
         };
+        format!("{}{body}", head(status, body.len())).into_bytes()
+    }
+
+    async fn write(self, writer: &mut (impl AsyncWriteExt + Unpin)) -> Result<()> {
         match self {
-            Self::Json(status, body) => {
-                let body = body.to_string();
-                writer.write_all(format!("{}{body}", head(status, body.len())).as_bytes()).await?;
-            }
-            Self::Text(body) => writer.write_all(format!("{}{body}", head(200, body.len())).as_bytes()).await?,
+            Self::Json(..) | Self::Text(_) => writer.write_all(&self.bytes()).await?,
             Self::Half(body) => {
                 let body = body.to_string();
                 writer.write_all(format!("{}{}", head(200, body.len()), &body[..body.len() / 2]).as_bytes()).await?;
@@ -377,13 +446,15 @@ async fn answer(method: &str, path: &str, body: &Value, state: &Mutex<StubState>
         ("POST", "/collective_rpc") => {
             assert_eq!(body["method"], "reload_weights");
             let folder = body["kwargs"]["weights_path"].as_str().context("a folder")?.to_owned();
-            let weight = match first_weight(Path::new(&folder)) {
+            let reads = lock(state).reads;
+            let weight = match first_weight(Path::new(&folder), reads) {
                 Ok(weight) => weight,
                 Err(error) => return Ok(Answer::Json(500, json!({"error": {"message": format!("{error:#}")}}))),
             };
             let mut state = lock(state);
             assert!(state.paused, "weights are replaced under running requests");
             state.reloads += 1;
+            state.loaded.push(weight);
             if state.loads {
                 state.computes_with = state.keeps * state.computes_with + (1.0 - state.keeps) * weight;
                 (state.weight, state.folder) = (weight, Some(folder));
@@ -403,14 +474,17 @@ async fn answer(method: &str, path: &str, body: &Value, state: &Mutex<StubState>
     }
 }
 
-/// The first weight of the folder's first tensor.
-fn first_weight(folder: &Path) -> Result<f32> {
+/// The first weight of a tensor in a folder of one weight file.
+///
+/// # Errors
+/// When the folder has no such tensor in float32 or bfloat16.
+pub fn first_weight(folder: &Path, tensor: &str) -> Result<f32> {
     let file = std::fs::read(folder.join("model.safetensors")).context("read the weights")?;
     let (length, rest) = file.split_first_chunk::<8>().context("a header")?;
     let header = usize::try_from(u64::from_le_bytes(*length))?;
     let described: Value = serde_json::from_slice(rest.get(..header).context("a whole header")?)?;
-    let tensor = &described["model.embed_tokens.weight"];
-    let start = usize::try_from(tensor["data_offsets"][0].as_u64().context("an embedding")?)?;
+    let tensor = &described[tensor];
+    let start = usize::try_from(tensor["data_offsets"][0].as_u64().context("the tensor")?)?;
     let bytes = rest.get(header + start..).context("weights")?;
     match tensor["dtype"].as_str() {
         Some("F32") => Ok(f32::from_le_bytes(*bytes.first_chunk::<4>().context("a weight")?)),
@@ -478,6 +552,15 @@ async fn generate(body: &Value, state: &Mutex<StubState>) -> Result<Answer> {
         });
         let scored: Vec<Value> = scored.collect();
         return good(json!({"choices": [choice], "prompt_token_ids": prompt, "prompt_logprobs": scored}));
+    }
+    if params["seed"].is_null() {
+        // Nobody reads the one token.
+        let label = lock(state).label.clone();
+        let choice = json!({
+            "index": 0, "finish_reason": "length", "stop_reason": null, "token_ids": [1], "logprobs": null,
+            "weight_versions": [{"version": label, "start": 0, "end": 1}],
+        });
+        return good(json!({"choices": [choice], "prompt_token_ids": prompt, "prompt_logprobs": null}));
     }
     let fault = {
         let mut state = lock(state);

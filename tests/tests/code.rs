@@ -71,6 +71,15 @@ fn every_outcome_of_a_program_has_its_name() -> Result<()> {
     let asserts = json!(["assert double(2) == 4", "assert double(-1) == -2"]);
     let close =
         json!({"tests": ["assert math.isclose(area(1), 3.14159, rel_tol=1e-3)"], "test_imports": ["import math"]});
+    let each = json!([
+        "assert all(double(x) == y for x, y in [(1, 2), (3, 6)])",
+        "assert sorted(map(double, [2, 1])) == [2, 4]",
+        "def opposite(f):\n    return -f(-1)\nassert opposite(double) == 2",
+    ]);
+    let raises = json!({"tests": [
+        "assert [root(x) for x in (1, 4)] == [1, 2]",
+        "try:\n    root(-1)\nexcept ValueError:\n    pass\nelse:\n    assert False",
+    ]});
     let rows: Vec<(Value, String, &str, &str)> = vec![
         (sums(), python("print(sum(map(int, input().split())))"), "correct", "code: all 3 cases passed"),
         (
@@ -125,6 +134,33 @@ fn every_outcome_of_a_program_has_its_name() -> Result<()> {
         ),
         (close.clone(), python("def area(r): return 3.1416 * r * r"), "correct", "code: the case passed"),
         (close, python("def area(r): return 3 * r * r"), "wrong", "code: wrong, case 1 of 1: "),
+        (each.clone(), python("def double(x): return 2 * x"), "correct", "code: all 3 cases passed"),
+        (
+            each.clone(),
+            python("def double(x): return 2 * max(x, 2)"),
+            "wrong",
+            "code: wrong, case 1 of 3: expected \"assert all(",
+        ),
+        (
+            each.clone(),
+            python("def double(x): return abs(2 * x)"),
+            "wrong",
+            "code: wrong, case 3 of 3: expected \"2\", got \"-2\"",
+        ),
+        (each, python("def triple(x): return 3 * x"), "wrong", "code: runtime error, case 1 of 3: \"NameError: "),
+        (
+            raises.clone(),
+            python("class Bad(ValueError): pass\ndef root(x):\n    if x < 0: raise Bad(x)\n    return x ** 0.5"),
+            "correct",
+            "code: all 2 cases passed",
+        ),
+        (raises.clone(), python("def root(x): return abs(x) ** 0.5"), "wrong", "code: wrong, case 2 of 2: expected "),
+        (
+            raises,
+            python("import math\ndef root(x): return math.sqrt(str(x))"),
+            "wrong",
+            "code: runtime error, case 1 of 2: \"TypeError: ",
+        ),
     ];
     let given: Vec<_> = rows.iter().map(|(gold, pred, ..)| (gold.clone(), pred.clone())).collect();
     let verdicts = grade(&given, &["--case-seconds", "2"])?;
@@ -141,6 +177,11 @@ fn every_outcome_of_a_program_has_its_name() -> Result<()> {
 #[test]
 fn no_trick_earns_a_reward() -> Result<()> {
     let asserts = json!(["assert double(2) == 4", "assert double(5) == 10"]);
+    let replayed = json!([
+        "assert all(double(x) == y for x, y in [(2, 4), (5, 10)])",
+        "assert list(map(double, [7])) == [14] and max([1, 2], key=double) == 2",
+    ]);
+    let raising = json!(["with pytest.raises(ValueError):\n    double('x')", "assert double(2) == 4"]);
     let equal = "class Equal:\n    def __eq__(self, other): return True\n    def __hash__(self): return 0\n    __ne__ = lambda s, o: False\n    def __repr__(self): return '4'\n";
     let rows: Vec<(Value, String)> = [
         "import sys; sys.exit(0)",
@@ -167,9 +208,26 @@ fn no_trick_earns_a_reward() -> Result<()> {
         "import sys\nsys.settrace(lambda *a: None)\nsys.setrecursionlimit(50)\ndef double(x): return double(x)",
         "import ctypes\nctypes.pythonapi.Py_Exit(0)",
         "import signal, os\nsignal.signal(signal.SIGTERM, lambda *a: os._exit(0))\ndef double(x): os.kill(1, 15); return None",
+        // Those of calls that are answered one by one.
+        &format!("{equal}    __lt__ = __gt__ = __call__ = __bool__ = lambda *a: True\ndef double(x): return Equal()"),
+        &format!("{equal}class Function(Equal):\n    _text = 'double'\n    __call__ = lambda *a: Equal()\ndouble = Function()"),
+        "class Text(str):\n    startswith = __contains__ = lambda *a: True\ndef double(x): return [Text('4')] * x",
+        "def double(x): raise StopIteration",
+        "def double(x): raise AssertionError(x)",
+        "def double(x): raise KeyboardInterrupt",
+        "raise ValueError('double')",
+        "class E(BaseException):\n    args = property(lambda e: 1 / 0)\n    def __str__(e): raise e\ndef double(x): raise E()",
+        "class M(type):\n    __mro__ = __name__ = property(lambda c: 1 / 0)\nclass E(Exception, metaclass=M): pass\ndef double(x): raise E()",
+        "import os\ndef double(x):\n    os.write(3, b'{\"kind\": \"value\", \"text\": {\"other\": \"function\"}}\\n')\n    os._exit(0)",
+        "import os\ndef double(x):\n    os.write(3, b'{\"kind\": \"raised\", \"text\": {\"classes\": [\"StopIteration\"], \"arguments\": [], \"text\": 4}}\\n')\n    os._exit(1)",
+        "import os\ndef double(x):\n    os.write(3, b'{\"kind\": \"value\", \"text\": ' + b'[' * 9000 + b']' * 9000 + b'}\\n')\n    os._exit(0)",
+        "def double(x): return 1 << 10 ** 8",
+        "def double(x): return [0] * 200_000",
+        "import pickle, copyreg\npickle.loads = copyreg.pickle = lambda *a: 4\nclass P:\n    def __reduce__(self): return (int, ('4',))\ndef double(x): return P()",
+        "import os\ndef double(x):\n    if os.path.exists('/tmp/asked'): return 2 * x\n    open('/tmp/asked', 'w')",
     ]
     .iter()
-    .map(|program| (asserts.clone(), python(program)))
+    .flat_map(|program| [&asserts, &replayed, &raising].map(|gold| (gold.clone(), python(program))))
     .chain(
         [
             "print('passed')",
@@ -198,7 +256,8 @@ fn an_invalid_reference_is_a_failure_of_the_verifier() -> Result<()> {
     let arguments: Vec<&str> = ["verify", "code", "--input", "-"].into_iter().chain(missing).collect();
     let rows = [
         json!({"gold": "5", "pred": python("print(5)")}),
-        json!({"gold": ["assert all(f(x) for x in [1])", "assert f(1)"], "pred": python("def f(x): return x")}),
+        json!({"gold": ["assert all(f(x) for x in [object()])", "assert f(1)"], "pred": python("def f(x): return x")}),
+        json!({"gold": ["s = Stack()\ns.push(1)\nassert s.top() == 1"], "pred": python("class Stack: pass")}),
         json!({"gold": ["assert 1 == 1", "assert f(1)"], "pred": python("def f(x): return x")}),
     ];
     let output = pacs(&arguments, &rows.map(|row| row.to_string() + "\n").concat())?;
@@ -206,13 +265,14 @@ fn an_invalid_reference_is_a_failure_of_the_verifier() -> Result<()> {
         std::str::from_utf8(&output.stdout)?.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     for (verdict, expected) in lines.iter().zip([
         "the reference: the cases are no list",
-        "the reference: assertion 1: it calls the program within a comprehension",
+        "the reference: assertion 1: it sends an object of the class `object` to the program",
+        "the reference: assertion 1: it uses `.push` of an object of the program",
         "the reference: assertion 1: it does not call the program",
     ]) {
         assert_eq!((&verdict["outcome"], &verdict["label"]), (&json!("failed"), &Value::Null), "{verdict}");
         assert!(verdict["rule"].as_str().is_some_and(|rule| rule.contains(expected)), "{verdict}");
     }
-    assert_eq!(lines.len(), 3);
+    assert_eq!(lines.len(), 4);
     Ok(())
 }
 

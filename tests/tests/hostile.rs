@@ -118,6 +118,11 @@ fn bad_samples(version: u64) -> Vec<(&'static str, v1::Sample, Vec<&'static str>
         ("an entropy of NaN", with(|s| s.entropy_sum = f64::NAN), vec!["entropy_sum"]),
         ("more text than tokens", with(|s| s.text = "x".repeat(20_000)), vec!["text", "4096"]),
         ("no finish", with(|s| s.finish = 0), vec!["finish"]),
+        (
+            "routes that nobody asked for",
+            with(|s| s.routes = vec![0; 4].into()),
+            vec!["routes", "rollout.router_replay"],
+        ),
         ("spans of other tokens", with(|s| s.spans = vec![v1::VersionSpan { version: 0, tokens: 9 }]), vec!["spans"]),
     ]
 }
@@ -136,7 +141,7 @@ async fn lease(client: &mut RolloutServiceClient<RunChannel>, worker_id: u64) ->
 }
 
 #[test]
-fn samples_and_verdicts_that_nobody_asked_for_are_refused_and_the_run_finishes() -> Result<()> {
+fn samples_and_verdicts_without_a_lease_are_refused_and_the_run_finishes() -> Result<()> {
     let mut cluster = cluster()?;
     cluster.start_worker("learner-0")?;
     cluster.start_coordinator(&[])?;

@@ -38,7 +38,23 @@ fn assert_same(file: &str, written: &BTreeSet<String>) -> Result<()> {
     Ok(())
 }
 
-/// A run of PACS and a run of PPO with a KL penalty and importance weights write every metric between them.
+/// A mixture of experts whose rollouts record routes. Checks that its learners replay them.
+fn routed() -> Result<Job> {
+    let model = root().join("tests/golden/models/qwen3_moe").display().to_string();
+    let job = Job::tiny()?.with("model.path", model).with("rollout.router_replay", true);
+    let job = job.with("resources.learners", 2).with("resources.rollouts", 2).with("batch.steps", 2);
+    job.start()?.wait()?.expect_code(0);
+    let lines = job.json_lines("metrics.jsonl")?;
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    for line in &lines {
+        // In float32 engine and learner all but agree on every choice, and so on every log-prob.
+        let number = |name: &str| line[name].as_f64().with_context(|| format!("{name}: {line}"));
+        assert!(number("router_mismatch")? < 0.01 && number("logprob_mismatch_max")? < 1e-2, "{line}");
+    }
+    Ok(job)
+}
+
+/// A run of PACS, one of PPO with a KL penalty and importance weights, and one of a mixture of experts write every metric between them.
 #[test]
 fn what_is_written_is_documented_and_the_other_way_round() -> Result<()> {
     let pacs = Job::tiny()?.with("resources.peak_flops", 1e12).with("resources.learners", 2);
@@ -55,6 +71,7 @@ fn what_is_written_is_documented_and_the_other_way_round() -> Result<()> {
     let ppo = Job::tiny()?.with_section("objective", ppo);
     let (mut steps, evaluations) = run(&pacs)?;
     steps.extend(run(&ppo)?.0);
+    steps.extend(names(&routed()?.json_lines("metrics.jsonl")?));
     assert_same("metrics.jsonl", &steps)?;
     assert_same("evaluations.jsonl", &evaluations)
 }
@@ -71,7 +88,7 @@ fn every_step_says_what_a_step_is_judged_by() -> Result<()> {
         ("entropy", &["entropy", "learner_entropy"]),
         ("divergence", &["policy_kl_k1", "policy_kl_k3", "reference_kl"]),
         ("ratio", &["ratio_mean", "ratio_max", "log_ratio_abs_mean"]),
-        ("difference of the engines", &["logprob_mismatch_mean", "logprob_mismatch_max"]),
+        ("difference of the engines", &["logprob_mismatch_mean", "logprob_mismatch_max", "router_mismatch"]),
         ("gradient", &["grad_norm", "skipped_updates", "clipped_share"]),
         ("bounds", &["ratio_clipped_share", "ratio_dual_clipped_share", "value_clipped_share", "importance_cut_share"]),
         ("answer length", &["answer_tokens_correct_mean", "answer_tokens_wrong_mean", "truncated_share"]),

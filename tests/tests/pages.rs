@@ -202,6 +202,38 @@ fn named_items(text: &str) -> Vec<(&str, &str)> {
     items
 }
 
+/// Endings of files that an answer has to name by their path from the root, where another test looks for them.
+const FILES: [&str; 7] = [".rs", ".py", ".toml", ".json", ".yaml", ".js", ".proto"];
+
+/// The table of the architecture answers in one step: each row names a path and the item to look for in it.
+#[test]
+fn the_architecture_names_the_first_file_of_each_change() -> Result<()> {
+    let page = fs::read_to_string(root().join("docs/ARCHITECTURE.md"))?;
+    let answers = section(&page, "## Where a change goes")?;
+    let (_, table) = answers.split_once("\n| change | begins in |\n|---|---|\n").context("a table of changes")?;
+    let rows: Vec<&str> = table.lines().take_while(|line| line.starts_with('|')).collect();
+    let mut items = 0;
+    for row in &rows {
+        let paths = row.split('`').skip(1).step_by(2).filter(|word| word.contains('/'));
+        assert!(paths.count() > 0, "no path in `{row}`");
+        for (file, item) in named_items(row) {
+            let text = fs::read_to_string(root().join(file)).with_context(|| format!("read {file}"))?;
+            let is_defined =
+                ["struct", "enum", "trait", "fn"].iter().any(|kind| text.contains(&format!("{kind} {item}")));
+            assert!(is_defined, "`{row}` says that `{item}` is defined in {file}");
+            items += 1;
+        }
+    }
+    let linked = rows.iter().filter(|row| row.contains("](#")).count();
+    let worked = answers.lines().filter(|line| line.starts_with("### ")).count();
+    assert_eq!(linked, worked, "every worked answer has a row that leads to it");
+    assert!(rows.len() >= 10 && items >= 8, "{} rows and {items} items were found", rows.len());
+    for word in answers.split('`').skip(1).step_by(2).filter(|word| FILES.iter().any(|end| word.ends_with(end))) {
+        assert!(word.contains('/') || root().join(word).exists(), "`{word}` is named without its folder");
+    }
+    Ok(())
+}
+
 /// The five changes for which the architecture promises that their place is found in two minutes.
 #[test]
 fn the_architecture_answers_where_five_changes_go() -> Result<()> {

@@ -11,11 +11,12 @@ use pacs_engine::{Finished, GroupJob, Output, RolloutEngine, SamplingOptions};
 use pacs_protocol::v1::EngineServer;
 use pacs_shape::{ModelConfig, ParameterLayout};
 use pacs_spec::JobSpec;
-use pacs_tests::{StubFault, StubState, VllmStub, root, stub_logprob, stub_tokens};
+use pacs_tests::{StubFault, StubStall, StubState, VllmStub, root, stub_logprob, stub_tokens};
 use pacs_types::{FinishReason, GroupId, NoiseKey, SampleId, VersionSpan, WeightVersion};
-use pacs_vllm::{VllmEngine, VllmOptions};
+use pacs_vllm::{Timing, VllmEngine, VllmOptions};
 use pacs_weights::{Fetched, HostStore, Probe, Received, Transport, VersionId, WeightKind};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -58,6 +59,10 @@ fn store(place: &Path) -> Result<HostStore> {
 
 impl Setup {
     async fn new(states: Vec<StubState>, more: &str) -> Result<Self> {
+        Self::with_timing(states, more, Timing::default()).await
+    }
+
+    async fn with_timing(states: Vec<StubState>, more: &str, timing: Timing) -> Result<Self> {
         let mut stubs = Vec::new();
         for state in states {
             stubs.push(VllmStub::start(state).await?);
@@ -65,7 +70,8 @@ impl Setup {
         let folder = tempfile::tempdir()?;
         let endpoints: Vec<String> = stubs.iter().map(VllmStub::url).collect();
         let spec = spec(&endpoints, folder.path(), more)?;
-        let engine = VllmEngine::start(&spec, RUN, "rollout-0", &VllmOptions::default()).map_err(anyhow::Error::msg)?;
+        let options = VllmOptions { timing, ..VllmOptions::default() };
+        let engine = VllmEngine::start(&spec, RUN, "rollout-0", &options).map_err(anyhow::Error::msg)?;
         let (attached, outputs) = engine.attach();
         let store = store(&folder.path().join("store"))?;
         let config = ModelConfig::read(&model())?;
@@ -211,7 +217,7 @@ fn options() -> SamplingOptions {
 
 fn job(ticket: u64, samples: u32, options: &SamplingOptions) -> GroupJob {
     let samples = (0..samples).map(|index| (index, noise(ticket, index))).collect();
-    GroupJob { ticket, prompt: PROMPT.to_vec(), samples, options: options.clone() }
+    GroupJob { ticket, prompt: PROMPT.to_vec(), samples, options: options.clone(), records_routes: false }
 }
 
 fn stubs(count: usize) -> Vec<StubState> {
@@ -338,6 +344,126 @@ async fn wrong_answers_are_typed_and_generated_elsewhere() -> Result<()> {
         assert!(servers[0].error.contains(words), "{fault:?}: {:?}", servers[0]);
         assert_eq!((servers[0].samples, servers[1].discarded), (0, 0), "{fault:?}");
     }
+    Ok(())
+}
+
+/// When a call of the engine is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    /// While a server that has other weights is taken into service.
+    Start,
+    /// While one is that has the weights already, and was left paused.
+    Held,
+    /// While it serves, is looked at, and is given the next version.
+    Serving,
+}
+
+/// Every call that the engine makes, at each time at which it makes it.
+const CALLS: [(&str, &[When]); 14] = [
+    ("health", &[When::Start]),
+    ("version", &[When::Start]),
+    ("models", &[When::Start]),
+    ("server_info", &[When::Start]),
+    ("is_paused", &[When::Held]),
+    ("resume", &[When::Start, When::Held, When::Serving]),
+    ("weight_info", &[When::Start, When::Serving]),
+    ("pause", &[When::Start, When::Serving]),
+    ("update_weight_version", &[When::Start, When::Serving]),
+    ("reload_weights", &[When::Start, When::Serving]),
+    ("weight_checker", &[When::Start, When::Serving]),
+    // The first version has no probe.
+    ("score", &[When::Serving]),
+    ("generate", &[When::Start, When::Serving]),
+    ("metrics", &[When::Start, When::Serving]),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_hangs_in_any_call_is_down_until_it_answers_again() -> Result<()> {
+    let mut cases = JoinSet::new();
+    for (call, times) in CALLS {
+        for when in times.iter().copied() {
+            for how in [StubStall::Silent, StubStall::Half] {
+                let case =
+                    async move { hang(call, when, how).await.with_context(|| format!("{call}, {when:?}, {how:?}")) };
+                cases.spawn(case);
+            }
+        }
+    }
+    let mut failed = Vec::new();
+    while let Some(ended) = cases.join_next().await {
+        failed.extend(ended?.err().map(|error| format!("{error:#}")));
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+    Ok(())
+}
+
+/// Has the first of two servers hang in a call: it is noticed by the deadline of the call, its requests go to the other, and it serves
+/// again when it answers.
+async fn hang(call: &'static str, when: When, how: StubStall) -> Result<()> {
+    const SAMPLES: usize = 16;
+    let timing = Timing {
+        question: Duration::from_secs(2),
+        first_token: Duration::from_secs(2),
+        look: Duration::from_millis(300),
+        longest_wait: Duration::from_millis(300),
+    };
+    let mut states = vec![StubState { token_ms: 2, ..StubState::default() }; 2];
+    match when {
+        When::Start => states[0].stalls = Some((call, how)),
+        // Until the other one shows how the weights are called.
+        When::Held => states[0].stalls = Some(("health", StubStall::Silent)),
+        When::Serving => {}
+    }
+    let mut setup = Setup::with_timing(states, "vllm.update_seconds = 2", timing).await?;
+    let version = setup.serve(0, 0.125).await?;
+    let weight = |version: u64| if version == 0 { 0.125 } else { 0.25 };
+    let mut newest = 0;
+    match when {
+        When::Start => {}
+        When::Held => {
+            setup.servers_until("the other is ready", |servers| servers[1].state == "ready").await?;
+            let held = setup.stubs[1].state().clone();
+            let mut hung = setup.stubs[0].state();
+            (hung.label, hung.weight, hung.computes_with, hung.paused) =
+                (held.label, held.weight, held.computes_with, true);
+            hung.stalls = Some((call, how));
+        }
+        When::Serving => {
+            setup.servers_until("ready", |servers| servers.iter().all(|server| server.state == "ready")).await?;
+            setup.stubs[0].state().stalls = Some((call, how));
+            newest = 1;
+        }
+    }
+    for ticket in 0..SAMPLES as u64 / 2 {
+        setup.ask(ticket, 2, version)?;
+    }
+    if newest == 1 {
+        setup.install_after(1, [0.125, 0.25])?;
+    }
+    let words = format!("no answer to {call} within 2 s");
+    let is_down = |servers: &[EngineServer]| servers[0].state == "down" && servers[0].error.contains(&words);
+    let servers = setup.servers_until(&words, is_down).await?;
+    assert_eq!((servers[0].weight_version, servers[0].in_flight), (None, 0));
+    for finished in setup.samples(SAMPLES).await?.values() {
+        check_spans(finished, weight);
+    }
+    let reached = |servers: &[EngineServer]| servers[1].weight_version == Some(newest);
+    setup.servers_until("the other serves", reached).await?;
+
+    setup.stubs[0].state().stalls = None;
+    let serves = |servers: &[EngineServer]| {
+        servers.iter().all(|server| server.state == "ready" && server.weight_version == Some(newest))
+    };
+    setup.servers_until("it serves again", serves).await?;
+    assert!(!setup.stubs[0].state().paused);
+    let before = setup.stubs[0].state().requests.len();
+    for ticket in 100..100 + SAMPLES as u64 / 2 {
+        setup.ask(ticket, 2, VersionId::new(1, newest))?;
+    }
+    for finished in setup.samples(SAMPLES).await?.values() {
+        setup.check(finished, newest, weight(newest));
+    }
+    assert!(setup.stubs[0].state().requests.len() > before, "it generates again");
     Ok(())
 }
 
@@ -568,17 +694,14 @@ async fn servers_that_do_not_fit_the_job_say_what_is_missing() -> Result<()> {
         (StubState { device: "cpu", ..default() }, "", "pacs model untie"),
         (StubState { device: "cpu", ..default() }, "vllm.untied_head = true", "pacs model untie"),
         (StubState { has_head: true, ..default() }, "", "untied_head"),
+        // The first request says so, before it has any of ours.
+        (StubState { scale_out: false, ..default() }, "", "--enable-scale-out"),
     ] {
         let setup = Setup::new(vec![state], more).await?;
         setup.install(0, 0.125)?;
         let unfit = setup.servers_until(words, |servers| servers[0].error.contains(words)).await?;
         assert_eq!((unfit[0].state.as_str(), *setup.attached.capacity().borrow()), ("down", 0));
     }
-    let mut setup = Setup::new(vec![StubState { scale_out: false, ..default() }], "").await?;
-    let version = setup.serve(0, 0.125).await?;
-    setup.ask(1, 1, version)?;
-    let Output::GivenUp { reason, .. } = setup.output().await? else { bail!("something came of it") };
-    assert!(reason.contains("--enable-scale-out"), "{reason}");
     Ok(())
 }
 

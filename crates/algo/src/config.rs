@@ -21,6 +21,22 @@ pub struct PacsConfig {
     pub importance: Option<ImportanceWeights>,
 }
 
+impl PacsConfig {
+    /// The objective as published, which is also the default of a job: leave-one-out scores of log-ratios at `beta` 1, and
+    /// labels weighted by question.
+    #[must_use]
+    pub const fn paper() -> Self {
+        Self {
+            beta: 1.0,
+            score: ScoreEstimator::Rloo,
+            reward_method: RewardMethod::LogRatio,
+            label_weights: LabelWeights::Question,
+            actor_term: false,
+            importance: None,
+        }
+    }
+}
+
 /// How a group's reward proxies become scores (paper eq. 6, 9, 10).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

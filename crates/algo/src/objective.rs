@@ -445,6 +445,24 @@ impl Objective {
     /// Pass all members of every group. Old, rollout and reference log-probs, old values, rewards and importance
     /// weights are constants of the derivatives.
     ///
+    /// ```
+    /// use pacs_algo::{Answer, Objective, PacsConfig, SequenceInfo, TokenData};
+    ///
+    /// // A right and a wrong answer to one prompt, in the first update of a step: the policy is still the old one.
+    /// let logprobs = [-1.0, -2.0];
+    /// let answer = |label| Answer {
+    ///     info: SequenceInfo { group: 0, label, reward: label, greedy_reward: None, tokens: 2, truncated: false },
+    ///     tokens: TokenData { new: &logprobs, old: &logprobs, ..TokenData::default() },
+    /// };
+    /// let step = Objective::Pacs(PacsConfig::paper()).evaluate(&[answer(1.0), answer(0.0)])?;
+    ///
+    /// // The scores are 0, so the loss is ln 2; its gradient makes the right answer more probable.
+    /// assert!((step.loss - f64::ln(2.0)).abs() < 1e-12);
+    /// assert!(step.sequences[0].dloss_dlogprob.iter().all(|slope| *slope < 0.0));
+    /// assert!(step.sequences[1].dloss_dlogprob.iter().all(|slope| *slope > 0.0));
+    /// # Ok::<(), pacs_algo::ObjectiveError>(())
+    /// ```
+    ///
     /// # Errors
     /// See [`ObjectiveError`].
     pub fn evaluate(&self, answers: &[Answer<'_>]) -> Result<ObjectiveStep, ObjectiveError> {

@@ -261,14 +261,7 @@ fn one_family_holds_the_first_updates_of_its_kin() {
         };
         let of = |a: f64, b: f64| coefficients(Objective::Policy(weighted_rloo(a, b)));
         let (p, n) = (f64::from(right) / 8.0, 8.0f64);
-        let pacs = PacsConfig {
-            beta: 2.0,
-            score: ScoreEstimator::Rloo,
-            reward_method: RewardMethod::LogRatio,
-            label_weights: LabelWeights::Question,
-            actor_term: false,
-            importance: None,
-        };
+        let pacs = PacsConfig { beta: 2.0, ..PacsConfig::paper() };
         let summed = |config: PolicyConfig| {
             Objective::Policy(PolicyConfig { aggregation: Aggregation::SeqMeanTokenSum, ..config })
         };
@@ -295,14 +288,7 @@ fn scores_are_what_verdicts_are_compared_with_and_coefficients_have_one_sign() {
         sample(0, 1.0, false, &[(-1.0, 0.1, 0.0, 0.0), (-2.0, 0.05, 0.0, 0.0)]),
         sample(0, 0.0, false, &[(-1.0, -0.05, 0.0, 0.0)]),
     ]);
-    let pacs = PacsConfig {
-        beta: 1.0,
-        score: ScoreEstimator::Rloo,
-        reward_method: RewardMethod::LogRatio,
-        label_weights: LabelWeights::Question,
-        actor_term: false,
-        importance: None,
-    };
+    let pacs = PacsConfig::paper();
     let undiscounted = AdvantageEstimator::ReinforcePp { gamma: 1.0 };
     let discounted = AdvantageEstimator::ReinforcePp { gamma: 0.5 };
     // Whitening: three tokens with returns of 1 or 0.5, 1 and 0.

@@ -56,14 +56,7 @@ proptest! {
 
     #[test]
     fn on_policy_the_step_is_leave_one_out_reinforce(sequences in batch()) {
-        let config = PacsConfig {
-            beta: 1.0,
-            score: ScoreEstimator::Rloo,
-            reward_method: RewardMethod::LogRatio,
-            label_weights: LabelWeights::None,
-            actor_term: false,
-            importance: None,
-        };
+        let config = PacsConfig { label_weights: LabelWeights::None, ..PacsConfig::paper() };
         let sequences: Vec<Sequence> = sequences
             .into_iter()
             .map(|s| Sequence { old_logprob_sum: s.new_logprob_sum, label: s.label.round(), ..s })

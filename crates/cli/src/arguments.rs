@@ -22,7 +22,7 @@ use crate::operate::{DrainWorker, OnRun, SetValue, Stop};
 use crate::run::StopBefore;
 
 pub(crate) use self::cluster::{
-    Certs, Coordinator, Doctor, ExecChild, Rollout, RunId, SandboxInit, Supervise, Verifier,
+    Certs, Coordinator, Doctor, ExecChild, Rollout, RunId, SandboxInit, Servers, Supervise, Verifier,
 };
 pub(crate) use self::demo::Demo;
 pub(crate) use self::eval::{Eval, EvalCommand, EvalCompare, EvalReport, Measure, Preset};
@@ -71,6 +71,8 @@ pub(crate) enum Command {
     Verifier(Verifier),
     /// Has vLLM servers generate samples for a coordinator.
     Rollout(Rollout),
+    /// Starts vLLM servers, and a rollout worker next to them.
+    Servers(Servers),
     /// Guards a verifier program (internal; verifiers start it).
     #[command(hide = true)]
     ExecChild(ExecChild),

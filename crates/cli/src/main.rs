@@ -32,6 +32,7 @@ mod process;
 mod rollout;
 mod run;
 mod run_id;
+mod servers;
 mod status;
 mod study;
 mod supervise;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         Command::ExecChild(arguments) => return verifier::exec_child(arguments),
         Command::Verifier(arguments) => verifier::run(&arguments),
         Command::Rollout(arguments) => rollout::run(&arguments),
+        Command::Servers(arguments) => servers::run(&arguments),
         Command::RunId(arguments) => run_id::run(&arguments),
         Command::Status(arguments) => status::status(&arguments),
         Command::Top(arguments) => look::top::run(&arguments),

@@ -2,7 +2,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use pacs_data::LoadReport;
-use pacs_shape::{ModelConfig, WeightFiles};
+use pacs_shape::{ModelConfig, RouteShape, WeightFiles};
 use pacs_spec::{EvaluationSet, GeneratorTask, JobSpec, RolloutEngineKind, SourceSpec, StepWeight};
 use serde_json::{Value, json};
 
@@ -10,6 +10,7 @@ use crate::format::{bytes, count, plural};
 use crate::memory::LearnerMemory;
 use crate::model_folder::{self, ModelFolder};
 use crate::run::gpus::Gpus;
+use crate::servers;
 
 /// What `pacs job check` derives from a job spec, and prints.
 pub(crate) struct Plan<'a> {
@@ -20,6 +21,8 @@ pub(crate) struct Plan<'a> {
     memory: Option<LearnerMemory>,
     /// That the job takes the second list of a longrope.
     long_factors: Option<String>,
+    /// How samples record their experts; `None` where they do not, or while the model's configuration cannot be read.
+    routes: Option<RouteShape>,
     /// For a job that computes on GPUs.
     gpus: Option<Gpus>,
 }
@@ -64,13 +67,16 @@ impl<'a> Plan<'a> {
         let prompt_tokens = longest.unwrap_or(spec.data.max_prompt_tokens);
         let config = config.and_then(Result::ok);
         let long_factors = config.as_ref().and_then(|config| spec.long_factors(config));
+        let routes = config.as_ref().map_or(Ok(None), |config| spec.route_shape(config));
         let trained = config.map(|config| spec.model.trained(&config));
-        let model = match &trained {
-            Some(Err(error)) => Found::Broken(error.to_string()),
+        let model = match (&trained, &routes) {
+            (Some(Err(error)), _) => Found::Broken(error.to_string()),
+            (_, Err(problem)) => Found::Broken(problem.clone()),
             _ => model,
         };
+        let routes = routes.unwrap_or_default();
         let memory = trained.and_then(Result::ok).map(|config| LearnerMemory::of(spec, config, prompt_tokens));
-        Self { spec, model, data, memory, long_factors, gpus: Gpus::of(spec) }
+        Self { spec, model, data, memory, long_factors, routes, gpus: Gpus::of(spec) }
     }
 
     /// Returns why a run would be refused; `None` when nothing that exists is broken.
@@ -80,7 +86,8 @@ impl<'a> Plan<'a> {
             (_, Found::Broken(problem)) => Some(problem.clone()),
             _ => {
                 let gpus = self.gpus.as_ref().and_then(Gpus::problem).map(|problem| format!("assign GPUs: {problem}"));
-                gpus.or_else(|| self.memory.as_ref().and_then(LearnerMemory::problem))
+                let servers = || servers::problem(self.spec).map(|problem| format!("start vLLM servers: {problem}"));
+                gpus.or_else(servers).or_else(|| self.memory.as_ref().and_then(LearnerMemory::problem))
             }
         }
     }
@@ -131,10 +138,15 @@ impl<'a> Plan<'a> {
             },
             "gpus": self.gpus.as_ref().map(Gpus::json),
             "memory": self.memory.as_ref().map(LearnerMemory::json),
-            "weight": weight_json(&spec.step_weight()),
+            "weight": weight_json(&self.weight()),
+            "route_bytes_per_token": self.routes.map(|shape| shape.token_bytes()),
             "notes": spec.advice(),
             "problem": self.problem(),
         })
+    }
+
+    fn weight(&self) -> StepWeight {
+        self.spec.step_weight(self.routes.map_or(0, |shape| shape.token_bytes() as u64))
     }
 
     fn updates(&self) -> u64 {
@@ -276,9 +288,10 @@ impl fmt::Display for Plan<'_> {
         let device = format!("{:?}", resources.device).to_lowercase();
         writeln!(f, "workers     {} ({device})", workers.join(", "))?;
         if let Some(vllm) = spec.rollout.vllm.as_ref().filter(|_| spec.rollout.engine == RolloutEngineKind::Vllm) {
-            let servers = match vllm.endpoints.len() {
-                0 => "named by each rollout worker".to_owned(),
-                count => format!("{}: {}", count, vllm.endpoints.join(", ")),
+            let servers = match (&vllm.server, vllm.endpoints.len()) {
+                (Some(server), _) => format!("{} started for each rollout worker", server.count),
+                (None, 0) => "named by each rollout worker".to_owned(),
+                (None, count) => format!("{}: {}", count, vllm.endpoints.join(", ")),
             };
             writeln!(f, "vllm        servers {servers}; up to {} requests each", vllm.max_requests)?;
         }
@@ -288,7 +301,15 @@ impl fmt::Display for Plan<'_> {
         if let Some(memory) = &self.memory {
             write!(f, "{memory}")?;
         }
-        write_weight(f, spec)?;
+        if let Some(shape) = &self.routes {
+            let (mixtures, per_token, experts) = (shape.mixtures(), shape.per_token(), shape.experts());
+            let [token, sample] = [shape.token_bytes() as u64, self.weight().sample_bytes].map(bytes);
+            writeln!(
+                f,
+                "routes      {per_token} of {experts} experts in {mixtures} layers: {token} a token; a sample takes up to {sample}"
+            )?;
+        }
+        write_weight(f, spec, &self.weight())?;
         for note in spec.advice().into_iter().chain(self.long_factors.clone()) {
             writeln!(f, "note        {note}")?;
         }
@@ -313,8 +334,7 @@ fn weight_json(weight: &StepWeight) -> Value {
 }
 
 /// Writes the upper bound of a step's bytes in memory, in the journal and on the wire.
-fn write_weight(f: &mut fmt::Formatter<'_>, spec: &JobSpec) -> fmt::Result {
-    let weight = spec.step_weight();
+fn write_weight(f: &mut fmt::Formatter<'_>, spec: &JobSpec, weight: &StepWeight) -> fmt::Result {
     writeln!(
         f,
         "coordinator at most {} of memory without the problems, {} of samples in its journal",
@@ -404,6 +424,30 @@ mod tests {
             prompt      "<|im_start|>user\nWhat is 10 + 81? Answer with \\boxed{}.<|im_end|>\n<|im_start|>assistant\n"
         "#]].assert_eq(&text);
         assert_eq!(plan.json()["data"]["train"]["kept"], 7900);
+    }
+
+    #[test]
+    fn routes_are_part_of_the_plan_of_a_mixture_and_refused_for_a_dense_model() {
+        let mut spec = demo();
+        spec.rollout.router_replay = true;
+        spec.model.path = Path::new(REPOSITORY).join("tests/golden/models/qwen3_moe");
+        let plan = Plan::of(&spec);
+        let said = plan.to_string();
+        // Two of three layers, two experts in a byte each; prompts of up to 1,024 tokens and answers of 24.
+        assert!(
+            said.contains("\nroutes      2 of 8 experts in 2 layers: 4 B a token; a sample takes up to 4.4 KiB"),
+            "{said}"
+        );
+        assert_eq!(plan.json()["route_bytes_per_token"], 4);
+        spec.rollout.router_replay = false;
+        let without = Plan::of(&spec);
+        assert!(!without.to_string().contains("\nroutes "));
+        assert_eq!(without.json()["route_bytes_per_token"], Value::Null);
+
+        spec.rollout.router_replay = true;
+        spec.model.path = Path::new(REPOSITORY).join("tests/golden/models/qwen2-tied");
+        let problem = Plan::of(&spec).problem().expect("a dense model has no routes");
+        assert!(problem.contains("`rollout.router_replay` is for mixtures of experts"), "{problem}");
     }
 
     #[test]

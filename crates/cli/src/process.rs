@@ -49,6 +49,36 @@ pub(crate) fn has_variable(pid: u32, name: &str, value: &str) -> bool {
     words(pid, "environ").iter().any(|word| word == wanted.as_bytes())
 }
 
+/// Returns the value of an environment variable that the process was started with.
+pub(crate) fn variable(pid: u32, name: &str) -> Option<String> {
+    let start = format!("{name}=");
+    let words = words(pid, "environ");
+    let value = words.iter().find_map(|word| word.strip_prefix(start.as_bytes()))?;
+    String::from_utf8(value.to_vec()).ok()
+}
+
+/// Returns whether the process leads its process group.
+pub(crate) fn leads_its_group(pid: u32) -> bool {
+    let Ok(id) = i32::try_from(pid) else { return false };
+    nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(id))).is_ok_and(|group| group.as_raw() == id)
+}
+
+/// Returns whether the command line of the process ends with these words.
+pub(crate) fn ends_with_words(pid: u32, wanted: &[String]) -> bool {
+    let mut words = words(pid, "cmdline");
+    // The last word is followed by a NUL, too.
+    words.pop_if(|word| word.is_empty());
+    words.len() >= wanted.len()
+        && words[words.len() - wanted.len()..].iter().eq(wanted.iter().map(|word| word.as_bytes()))
+}
+
+/// Returns the values of a repeated option of the process.
+pub(crate) fn values_of(pid: u32, option: &str) -> Vec<String> {
+    let words = words(pid, "cmdline");
+    let pairs = words.windows(2).filter(|pair| pair[0] == option.as_bytes());
+    pairs.map(|pair| String::from_utf8_lossy(&pair[1]).into_owned()).collect()
+}
+
 /// Returns whether the process was started with the option followed by this value.
 pub(crate) fn has_option(pid: u32, option: &str, value: &str) -> bool {
     words(pid, "cmdline").windows(2).any(|pair| pair[0] == option.as_bytes() && pair[1] == value.as_bytes())
@@ -79,6 +109,15 @@ mod tests {
         assert_eq!(program(this), std::env::current_exe().ok());
         let mut child = Command::new("sleep").arg("60").spawn().expect("sleep");
         assert!(began(child.id()).is_some());
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        // It shows its arguments a moment after its start.
+        while !has_option(child.id(), "sleep", "60") || variable(child.id(), "PATH").is_none() {
+            assert!(std::time::Instant::now() < deadline, "a process without a command line");
+        }
+        assert!(ends_with_words(child.id(), &["60".to_owned()]) && !ends_with_words(child.id(), &["6".to_owned()]));
+        assert_eq!(values_of(child.id(), "sleep"), ["60"]);
+        assert!(!leads_its_group(child.id()) && variable(child.id(), "PACS_NO_SUCH").is_none());
+        assert_eq!(variable(child.id(), "PATH"), std::env::var("PATH").ok());
         child.kill().expect("killed");
         // A zombie: it still has a process id until it is waited for.
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);

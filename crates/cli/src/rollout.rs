@@ -12,8 +12,13 @@ use crate::verifier::misplaced;
 
 pub(crate) fn run(arguments: &Rollout) -> Result<Exit, Failure> {
     init_logging(if arguments.log_json { LogFormat::Json } else { LogFormat::Human });
-    let Rollout { worker, endpoints, api_key, bind, .. } = arguments;
-    let vllm = VllmOptions { endpoints: endpoints.clone(), key: api_key.clone() };
+    let Rollout { worker, endpoints, weights_dir, api_key, bind, .. } = arguments;
+    let vllm = VllmOptions {
+        endpoints: endpoints.clone(),
+        weights_dir: weights_dir.clone(),
+        key: api_key.clone(),
+        ..VllmOptions::default()
+    };
     let (worker, bind) = (worker.clone(), bind.clone());
     let ended = run_role(Shutdown::new(), |shutdown| async move {
         let Placement { link, name } = worker.place(PeerRole::Rollout).await.map_err(misplaced)?;

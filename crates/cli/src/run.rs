@@ -52,6 +52,7 @@ use crate::hub;
 use crate::live;
 use crate::look::dashboard;
 use crate::model_folder::{self, ModelFolder};
+use crate::servers;
 use crate::traces;
 
 /// Grace for workers after the coordinator, which waits for them itself, has ended.
@@ -125,7 +126,8 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
 /// Runs a job whose spec is complete, with all names of the hub resolved.
 pub(crate) fn run_spec(spec: JobSpec, launch: Launch<'_>) -> Result<Exit, Failure> {
     let model = inspect_model(&spec.model.path)?;
-    let job = Job { model, launch, only: spec.evaluation.only };
+    let served = spec.own_servers().map(|server| servers::model(&spec, server, &spec.model.path)).transpose()?;
+    let job = Job { model, launch, served, only: spec.evaluation.only };
     let worker = match spec.computing_rollouts() + spec.learners() {
         0 => PathBuf::new(),
         _ => workers::find_worker(job.launch.local.worker_binary.as_deref())?,
@@ -188,6 +190,8 @@ pub(crate) fn inspect_model(path: &Path) -> Result<ModelFolder, Failure> {
 struct Job<'a> {
     launch: Launch<'a>,
     model: ModelFolder,
+    /// Folder that vLLM servers are started from, where the run starts them.
+    served: Option<PathBuf>,
     /// The job only evaluates (`evaluation.only`).
     only: bool,
 }
@@ -259,9 +263,9 @@ impl Job<'_> {
         let (address, events) = (workers::local(coordinator.address()), coordinator.events());
         self.announce(&console, &spec, (address, metrics, dashboard.as_ref()), coordinator.run_id());
         let run = (self.launch.run_dir.as_path(), coordinator.run_id());
-        let mut commands = workers::commands(&spec, worker, run, tls_dir, gpus)?;
+        let mut commands = workers::commands(&spec, worker, run, tls_dir, gpus, self.served.as_deref())?;
         // Workers outlive a killed `pacs run`; this one takes them over instead of starting others.
-        adopt::adopt(&mut commands, &coordinator.known_workers());
+        adopt::adopt(&mut commands, &coordinator.known_workers(), run);
         for command in commands.iter().filter(|command| command.living.is_some()) {
             console.say("adopted", &format!("worker {} is still alive and continues", command.name), json!({}));
         }
@@ -345,11 +349,13 @@ impl Job<'_> {
         run_id: &str,
     ) {
         let (batch, rollout, resources) = (&spec.batch, &spec.rollout, &spec.resources);
-        let workers = [
+        let mut workers = vec![
             plural(u64::from(resources.rollouts), "rollout worker", "rollout workers"),
             plural(u64::from(spec.learners()), "learner", "learners"),
             plural(u64::from(resources.verifiers), "verifier", "verifiers"),
         ];
+        let servers = spec.own_servers().map(|server| resources.rollouts * server.count);
+        workers.extend(servers.map(|count| plural(u64::from(count), "vLLM server", "vLLM servers")));
         let sets = spec.evaluation_sets();
         let samples = sets.iter().map(|set| format!("{} with {} samples a problem", set.label(), set.samples));
         let job = if spec.evaluation.only {

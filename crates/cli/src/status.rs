@@ -42,10 +42,11 @@ fn as_text(status: &GetStatusResponse) -> String {
         line_of(&mut text, mark, &format!("{}; {}", finding.sentence, finding.advice));
     }
     let left = status.remaining_seconds.map(|left| format!(", {} left", seconds(left))).unwrap_or_default();
+    let (of_run, of_phase) = if status.phase == "evaluating" { ("", left.as_str()) } else { (left.as_str(), "") };
     let lines = [
         ("job", format!("{} in {}, up for {}", status.job, status.run_dir, seconds(status.uptime_seconds))),
-        ("phase", format!("{} for {}", status.phase, seconds(status.phase_seconds))),
-        ("step", format!("{} of {}{left}", count(status.step), count(status.total_steps))),
+        ("phase", format!("{} for {}{of_phase}", status.phase, seconds(status.phase_seconds))),
+        ("step", format!("{} of {}{of_run}", count(status.step), count(status.total_steps))),
         ("weights", format!("version {}, learner generation {}", status.weight_version, status.generation)),
         ("waiting", status.waiting_for.clone()),
     ];

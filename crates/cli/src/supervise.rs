@@ -24,16 +24,24 @@ pub(crate) fn run(arguments: &Supervise) -> Result<Exit, Failure> {
         .build()
         .context("start the runtime")
         .map_err(Failure::bug)?;
-    runtime.block_on(supervise(&arguments.command, arguments.crashes_only))
+    runtime.block_on(async {
+        let mut signals = signals().context("install signal handlers").map_err(Failure::bug)?;
+        supervise(&arguments.command, arguments.crashes_only, &[], &mut signals).await
+    })
 }
 
-async fn supervise(command: &[String], crashes_only: bool) -> Result<Exit, Failure> {
-    let mut signals = signals().context("install signal handlers").map_err(Failure::bug)?;
+/// Runs a worker with these variables until its end is one that no restart follows. `signals` are passed on to it.
+pub(crate) async fn supervise(
+    command: &[String],
+    crashes_only: bool,
+    environment: &[(&str, String)],
+    signals: &mut mpsc::UnboundedReceiver<Signal>,
+) -> Result<Exit, Failure> {
     let (began, mut restarts) = (Instant::now(), Restarts::new());
     loop {
         let started = Instant::now();
-        let mut child = spawn(command)?;
-        let (status, asked) = watch(&mut child, &mut signals).await?;
+        let mut child = spawn(command, environment)?;
+        let (status, asked) = watch(&mut child, signals).await?;
         if let Some(exit) = final_exit(status, asked, crashes_only) {
             return Ok(exit);
         }
@@ -66,7 +74,7 @@ fn final_exit(status: ExitStatus, asked_to_leave: bool, crashes_only: bool) -> O
 }
 
 /// Receives the signals that are forwarded to the worker.
-fn signals() -> std::io::Result<mpsc::UnboundedReceiver<Signal>> {
+pub(crate) fn signals() -> std::io::Result<mpsc::UnboundedReceiver<Signal>> {
     // Unbounded is safe here: a launcher sends a handful of signals in the life of a process.
     let (sender, receiver) = mpsc::unbounded_channel();
     let kinds = [
@@ -81,12 +89,13 @@ fn signals() -> std::io::Result<mpsc::UnboundedReceiver<Signal>> {
     Ok(receiver)
 }
 
-fn spawn(command: &[String]) -> Result<Child, Failure> {
+fn spawn(command: &[String], environment: &[(&str, String)]) -> Result<Child, Failure> {
     let (program, arguments) = command.split_first().expect("the command line requires a command");
     // A process group of its own: if a launcher signals this process's group, the worker must not get the signal a second time by
     // forwarding, because a second SIGTERM skips the save.
     let mut command = Command::new(program);
-    command.args(arguments).env(STARTED, started().to_string()).process_group(0).kill_on_drop(true);
+    command.args(arguments).envs(environment.iter().map(|(name, value)| (name, value)));
+    command.env(STARTED, started().to_string()).process_group(0).kill_on_drop(true);
     command.spawn().map_err(|error| Failure::config(error).doing(format!("start `{program}`")))
 }
 

@@ -94,7 +94,7 @@ fn a_suspended_rank_fails_the_others_at_the_deadline_and_is_refused_afterwards()
     }
     ranks[0].expect("works");
     ranks[2].expect("works");
-    // Back from the dead: the old communicator is gone, and nobody lets it into the old generation.
+    // It resumes: the old communicator is gone, and the old generation does not admit it again.
     ranks[1].signal(Signal::SIGCONT);
     ranks[1].expect("error");
     ranks[1].send(&format!("1 {} 1 {}", SHORT.as_millis(), addresses.join(" ")));

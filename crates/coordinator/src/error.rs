@@ -134,6 +134,9 @@ pub enum StartError {
     /// The model cannot have the adapters of `[model.lora]`.
     #[error(transparent)]
     Adapters(pacs_shape::ShapeError),
+    /// The routes of the model cannot be recorded (`rollout.router_replay`).
+    #[error("{0}")]
+    Routes(String),
     /// The given run id is malformed.
     #[error("run id `{given}` is not 32 lower-case hexadecimal digits; `pacs run-id` makes one")]
     RunId {
@@ -225,6 +228,7 @@ impl StartError {
             | Self::NoValidCheckpoint { .. }
             | Self::TooLarge { .. }
             | Self::Adapters(_)
+            | Self::Routes(_)
             | Self::Data(_) => Exit::Config,
         }
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use pacs_data::Day;
 use pacs_machine::{Event, Machine};
 use pacs_report::MEASURED_PROBLEMS;
-use pacs_shape::{Flops, ModelConfig};
+use pacs_shape::{Flops, ModelConfig, RouteShape, ShapeError};
 use pacs_spec::{DataSpec, JobSpec};
 use tokio::sync::{broadcast, mpsc};
 
@@ -38,6 +38,7 @@ pub(crate) fn open(
     // With adapters, what is saved and computed is less than the model.
     let trained =
         model.as_ref().ok().map(|model| spec.model.trained(model)).transpose().map_err(StartError::Adapters)?;
+    let routes = routes(&spec, &model)?;
     let coverage = model.as_ref().ok().zip(trained.as_ref());
     let coverage = coverage.map(|(model, trained)| Coverage::new(&spec, model, trained));
     let checkpoints = Checkpoints::open(&run_dir)?.holding(coverage);
@@ -65,7 +66,7 @@ pub(crate) fn open(
         ));
     }
     let cost = trained.as_ref().map_or_else(Flops::of_any_model, |trained| Flops::new(trained, trained.vocab_size));
-    let door = Door::new(&spec, model.as_ref().ok());
+    let door = Door::new(&spec, model.as_ref().ok(), routes);
 
     let room = Room::of(&run_dir);
     let (mut journal, mut recovered, journal_notes) = Journal::open(&run_dir, &toml, &epoch, &room)?;
@@ -133,6 +134,18 @@ pub(crate) fn open(
     }
     driver.begin();
     Ok((driver, done, starts))
+}
+
+/// How samples record their experts; `None` where they do not. Without the model's configuration they could not be checked, and a learner
+/// would read beyond the matrices of its experts.
+fn routes(spec: &JobSpec, model: &Result<ModelConfig, ShapeError>) -> Result<Option<RouteShape>, StartError> {
+    match model {
+        Ok(model) => spec.route_shape(model).map_err(StartError::Routes),
+        Err(error) if spec.rollout.router_replay && !spec.evaluation.only => {
+            Err(StartError::Routes(format!("`rollout.router_replay` needs the configuration of the model: {error}")))
+        }
+        Err(_) => Ok(None),
+    }
 }
 
 /// Lower bound on the size of a checkpoint: master weights and two moments of each parameter, 4 bytes each.

@@ -1,12 +1,14 @@
 // Start, navigation and polling. One view is drawn at a time, and only what it needs is asked for.
 
-import { el, get, replace, say, seconds, clock, percent, number, SignedOut } from "./dom.js";
+import { el, get, replace, say, commands, seconds, clock, percent, number, SignedOut } from "./dom.js";
 import { curves } from "./curves.js";
 import { timeline } from "./timeline.js";
 import { workers } from "./workers.js";
 import { samples } from "./samples.js";
 
 const EVERY = 2000;
+/** Events that are asked for and kept in the list. */
+const MOST_EVENTS = 300;
 const $ = (id) => document.getElementById(id);
 
 function events() {
@@ -14,9 +16,11 @@ function events() {
   const only = el("select", { id: "kind" }, [["", "all"], ["trouble", "waiting, notes, lost workers"], ["operator", "operator actions"], ["evaluation", "evaluations"], ["saved", "checkpoints"]].map(([value, name]) => el("option", { value }, name)));
   const node = el("div", {}, el("form", { class: "filter", onsubmit: (event) => event.preventDefault() }, el("label", { for: "kind" }, "Show", only)), list);
   let context = null;
+  let shown = null;
+  let newest = 0;
   only.addEventListener("change", () => context && view.update(context));
   const words = {
-    step: ({ step, total_steps, metrics: m }) => `step ${step} of ${total_steps}: reward ${number(m.reward_mean)}, pass rate ${percent(m.pass_rate)}, ${seconds(m.total_seconds)}`,
+    step: ({ step, total_steps, metrics: m }) => `step ${number(step)} of ${number(total_steps)}: reward ${number(m.reward_mean)}, pass rate ${percent(m.pass_rate)}, ${seconds(m.total_seconds)}`,
     evaluation: ({ step, set, metrics }) => `evaluation${set && set !== "evaluation" ? ` of ${set}` : ""} after ${step} steps: pass@1 ${percent(metrics.pass_at_1)}`,
     operator: ({ operator, action }) => `${operator} ${action}`,
     saved: (fields) => `checkpoint of step ${fields.step} saved in ${seconds(fields.seconds)}`,
@@ -37,12 +41,23 @@ function events() {
     async update(next) {
       context = next;
       if (!next.runs[next.current].live) {
+        shown = null;
         replace(list, el("li", {}, "Events are kept while a coordinator serves. Of a run that is over, pacs logs shows them."));
         return;
       }
-      const data = await get(`${next.current}/events`, { past: 300 });
-      const shown = data.events.filter((event) => words[event.event] && isWanted(event)).reverse();
-      replace(list, shown.length ? shown.map((event) => el("li", {}, el("time", { class: "num soft" }, clock(event.time)), el("span", { class: "soft" }, event.event.replaceAll("_", " ")), el("span", {}, words[event.event](event.fields)))) : el("li", {}, "No such event yet."));
+      const data = await get(`${next.current}/events`, { past: MOST_EVENTS });
+      const wanted = data.events.filter((event) => words[event.event] && isWanted(event)).reverse();
+      const row = (event) => el("li", {}, el("time", { class: "num soft" }, clock(event.time)), el("span", { class: "soft" }, event.event.replaceAll("_", " ")), el("span", {}, words[event.event](event.fields)));
+      const now = `${next.current} ${only.value}`;
+      const last = wanted[0]?.number ?? 0;
+      // New events come on top of the others, so that a selection stays. Numbers begin anew with the coordinator.
+      if (shown === now && newest > 0 && last >= newest) {
+        list.prepend(...wanted.filter((event) => event.number > newest).map(row));
+        while (list.childElementCount > MOST_EVENTS) list.lastElementChild.remove();
+      } else {
+        replace(list, wanted.length ? wanted.map(row) : el("li", {}, "No such event yet."));
+      }
+      [shown, newest] = [now, last];
     },
   };
   return view;
@@ -57,8 +72,8 @@ function settings() {
       if (drawn === current) return;
       const data = await get(`${current}/settings`);
       const facts = Object.entries(data.facts);
-      replace(node, facts.length > 0 && el("dl", { class: "tiles" }, facts.map(([name, value]) => el("div", { class: "tile" }, el("dt", {}, name), el("dd", { class: "mono" }, value)))),
-        el("h2", {}, `Job spec of ${runs[current].name}`), el("pre", { class: "toml", tabindex: 0 }, data.toml));
+      replace(node, facts.length > 0 && el("dl", { class: "tiles facts" }, facts.map(([name, value]) => el("div", { class: "tile" }, el("dt", {}, name), el("dd", { class: "mono" }, value)))),
+        el("h2", {}, `Job spec of ${runs[current].name}`), el("pre", { class: "toml", tabindex: 0, role: "region", "aria-label": "Job spec" }, data.toml));
       drawn = current;
     },
   };
@@ -75,9 +90,13 @@ const VIEWS = [
 
 const state = { runs: [], shown: [], current: 0, status: null };
 const made = new Map();
+/** Views that have shown something. */
+const drawn = new Set();
 let view = null;
 let timer = null;
 let turn = 0;
+/** When the run answered last, in milliseconds. */
+let heard = null;
 
 function problem(text) {
   $("problem").hidden = !text;
@@ -100,12 +119,15 @@ function head() {
   document.title = `${status ? `${status.step}/${status.total_steps} ` : ""}${run.name} · PACS`;
   if (!status) {
     replace($("progress"), el("span", { class: "soft" }, "the run is over; this is what its folder holds"));
-    say($("waiting"), "");
+    $("waiting").hidden = true;
     findings([]);
     return;
   }
+  $("waiting").hidden = false;
   const left = status.remaining_seconds === null ? "" : `, ${seconds(status.remaining_seconds)} left`;
-  say($("progress"), `step ${status.step} of ${status.total_steps}${left} · ${status.paused ? "paused · " : ""}${status.phase} for ${seconds(status.phase_seconds)} · weights v${status.weight_version}`);
+  // An evaluation that holds the run says when it ends itself.
+  const [ofRun, ofPhase] = status.phase === "evaluating" ? ["", left] : [left, ""];
+  say($("progress"), `step ${number(status.step)} of ${number(status.total_steps)}${ofRun} · ${status.paused ? "paused · " : ""}${status.phase} for ${seconds(status.phase_seconds)}${ofPhase} · weights v${status.weight_version}`);
   say($("waiting"), status.waiting_for);
   findings(status.findings);
 }
@@ -114,13 +136,18 @@ function head() {
 function findings(found) {
   const node = $("findings");
   node.hidden = found.length === 0;
-  // A list that is read is only drawn again when it changes.
-  const now = JSON.stringify(found);
-  if (node.dataset.shown === now) return;
-  node.dataset.shown = now;
-  replace(node, found.map((one) => el("li", { class: one.stops_run ? "stops" : null },
-    el("b", {}, one.stops_run ? "▲ stops the run" : "▲ notice"), `${one.sentence}. `, el("span", { class: "soft" }, `${one.advice}. `),
-    VIEWS.some(([id]) => id === one.view) && el("a", { href: `#${one.view}` }, `See ${one.view}`))));
+  const label = (one) => (one.stops_run ? "stops the run" : "notice");
+  const now = JSON.stringify(found.map((one) => [one.name, one.stops_run, one.advice, one.view]));
+  // Evidence has ages in it, which change all the time: the text changes in place, and is read out once.
+  if (node.dataset.shown !== now) {
+    node.dataset.shown = now;
+    replace(node, found.map((one) => el("li", { class: one.stops_run ? "stops" : null },
+      el("b", {}, `▲ ${label(one)}`), " ", el("span", { class: "evidence" }), " ",
+      el("span", { class: "advice" }, el("span", { class: "soft" }, "What to do: "), commands(one.advice), ". ",
+        VIEWS.some(([id]) => id === one.view) && el("a", { href: `#${one.view}` }, `See ${one.view}`)))));
+    say($("told"), found.map((one) => `${label(one)}: ${one.sentence}.`).join(" "));
+  }
+  node.querySelectorAll(".evidence").forEach((one, place) => say(one, `${found[place].sentence}.`));
 }
 
 function chooser() {
@@ -151,6 +178,8 @@ function go() {
     if (link.hash === `#${id}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  // What has not been drawn yet takes its place without being seen.
+  $("view").setAttribute("aria-busy", String(!drawn.has(view)));
   replace($("view"), view.node);
   refresh();
 }
@@ -163,14 +192,19 @@ async function refresh() {
     state.status = run.live ? (await get(`${run.index}/status`)).status : null;
     if (mine !== turn) return;
     head();
-    await view.update(state);
+    const now = view;
+    await now.update(state);
+    drawn.add(now);
+    if (now === view) $("view").setAttribute("aria-busy", "false");
+    heard = Date.now();
     problem(null);
   } catch (error) {
     if (error instanceof SignedOut) {
       signedOut();
       return;
     }
-    problem(`The run does not answer (${error.message}). Trying again.`);
+    const since = heard === null ? "" : ` What is shown is of ${clock(heard / 1000)}.`;
+    problem(`The run does not answer (${error.message}): it has ended, or the connection is gone.${since} Trying again.`);
   }
   // A hidden page asks for nothing until it is shown again.
   if (mine === turn && !document.hidden) timer = setTimeout(refresh, EVERY);
@@ -179,10 +213,13 @@ async function refresh() {
 function signedOut() {
   clearTimeout(timer);
   problem("Signed out.");
+  say($("waiting"), "");
+  $("view").setAttribute("aria-busy", "false");
   replace($("view"), el("p", {}, "This address needs a token of limited life. "), el("p", {}, el("code", {}, "pacs dashboard"), " prints an address with a new one. Open that."));
 }
 
 async function start() {
+  say($("waiting"), "loading");
   replace($("tabs"), VIEWS.map(([id, name]) => el("li", {}, el("a", { href: `#${id}` }, name))));
   try {
     await signIn();

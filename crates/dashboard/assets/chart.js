@@ -8,7 +8,7 @@ const LEFT = 44;
 const RIGHT = 8;
 const TOP = 6;
 const BOTTOM = 18;
-const DASHES = ["", "6 3", "2 3", "9 3 2 3"];
+const DASHES = ["", "6 3", "2 3", "9 3 2 3", "14 4", "6 2 1 2 1 2"];
 
 export function swatch(colour, dash, isArea) {
   const mark = isArea
@@ -17,8 +17,13 @@ export function swatch(colour, dash, isArea) {
   return svg("svg", { viewBox: "0 0 26 10", "aria-hidden": "true", class: `s${colour % 7}` }, mark);
 }
 
-/** About `count` round numbers within the range. */
+/** Round numbers within the range: about `count`, and at least three. */
 function ticks(low, high, count) {
+  const found = rounded(low, high, count);
+  return found.length < 3 ? rounded(low, high, 2 * count) : found;
+}
+
+function rounded(low, high, count) {
   const rough = (high - low) / count;
   if (!(rough > 0) || !Number.isFinite(rough)) return [];
   const magnitude = 10 ** Math.floor(Math.log10(rough));

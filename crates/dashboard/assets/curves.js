@@ -48,7 +48,7 @@ const GROUPS = [
     name: "What does it cost?",
     charts: [
       { title: "Throughput", unit: "tokens per second", metrics: { tokens_per_second: "generated, whole step", trained_tokens_per_second: "trained, update" } },
-      { title: "Time of a step", unit: "seconds", stacked: true, metrics: { sampling_seconds: "waiting for samples", training_seconds: "training", checkpoint_stall_seconds: "checkpoints" } },
+      { title: "Time of a step", unit: "seconds", stacked: true, colours: [4, 0, 5], metrics: { sampling_seconds: "waiting for samples", training_seconds: "training", checkpoint_stall_seconds: "checkpoints" } },
       { title: "Verification after the last sample", unit: "seconds", metrics: { verifying_seconds: "tail" } },
       { title: "Lag", unit: "versions", metrics: { lag: "oldest token" } },
       { title: "Failures", unit: "per step", metrics: { failed_verdicts: "verifications", replaced_samples: "replaced samples", dropped_groups: "dropped groups", skipped_updates: "skipped updates" } },
@@ -82,7 +82,8 @@ export function curves() {
   });
   const empty = el("p", { class: "soft" }, "No step has ended yet. The curves begin with the first one.");
   const note = el("p", { class: "soft" });
-  const node = el("div", {}, tiles, empty, sections.map((section) => section.node), missing, note);
+  const node = el("div", {}, tiles, note, empty, sections.map((section) => section.node), missing);
+  let drawn = null;
 
   async function seriesOf(index, status) {
     const ask = (set, problems) => get(`${index}/metrics`, { set, problems, names: namesOf(set), points: POINTS });
@@ -98,6 +99,9 @@ export function curves() {
   return {
     node,
     async update({ runs, shown, current, status }) {
+      // A run that is over stays as it is, and the current one until its step or phase changes; of the others nothing is known.
+      const now = JSON.stringify([current, shown.map((index) => [index, !runs[index].live || (index === current ? [status.step, status.phase] : Date.now())])]);
+      if (now === drawn) return;
       const loaded = await Promise.all(shown.map(async (index) => ({ index, ...(await seriesOf(index)) })));
       const own = loaded.find((run) => run.index === current) ?? loaded[0];
       if (!own) return;
@@ -125,7 +129,7 @@ export function curves() {
           // Areas of several runs cannot lie on top of each other: the current run's are drawn.
           const drawn = spec.stacked ? wanted.flatMap(([name, label], place) => {
             const found = own.train.get(name);
-            return found ? [{ ...found, lows: undefined, highs: undefined, name: label, colour: place, dash: 0 }] : [];
+            return found ? [{ ...found, lows: undefined, highs: undefined, name: label, colour: spec.colours?.[place] ?? place, dash: 0 }] : [];
           }) : series;
           figure.hidden = drawn.length === 0;
           if (drawn.length) update(drawn);
@@ -138,6 +142,9 @@ export function curves() {
       empty.hidden = some;
       missing.textContent = some && absent.length ? `This job writes nothing for: ${absent.join(", ")}.` : "";
       note.textContent = own.width > 1 ? `Each point covers up to ${own.width} steps: its mean, with the range from the smallest to the largest value shaded.` : "";
+      // A step may have ended whose metrics are not in the file yet.
+      const last = own.train.get("reward_mean")?.steps.at(-1) ?? 0;
+      drawn = !status || last >= status.step ? now : null;
     },
   };
 }

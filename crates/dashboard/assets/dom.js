@@ -27,6 +27,12 @@ export function replace(node, ...children) {
   append(node, children);
 }
 
+/** A text of the program, with its commands (between backticks) as code. */
+export const commands = (text) => text.split("`").map((part, place) => (place % 2 ? el("code", {}, part) : part));
+
+/** Orders names as people do: `rollout-9` before `rollout-10`. */
+export const byName = new Intl.Collator("en", { numeric: true }).compare;
+
 /** Sets a text only when it differs, so that selections and screen readers are left alone. */
 export function say(node, text) {
   if (node.textContent !== text) node.textContent = text;

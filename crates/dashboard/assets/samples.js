@@ -51,7 +51,7 @@ export function samples() {
   let [page, found, current, isFirst] = ["", [], null, true];
 
   function answer(sample) {
-    const body = el("div", { class: "text", tabindex: 0, role: "region", "aria-label": `answer ${sample.index} of group ${sample.group}${sample.step === null ? "" : `, step ${sample.step}`}` },
+    const body = el("div", { class: "text", "data-name": `answer ${sample.index} of group ${sample.group}${sample.step === null ? "" : `, step ${sample.step}`}` },
       prose(sample.response, draws.checked), sample.shortened && "…");
     const facts = [
       sample.reward !== null && `reward ${number(sample.reward)}`,
@@ -82,6 +82,11 @@ export function samples() {
         first.gold && el("p", {}, "Reference: ", el("b", {}, prose(first.gold, false))),
         el("div", { class: "answers" }, members.sort((a, b) => a.index - b.index).map(answer)));
     }));
+    // Long answers scroll, also by keyboard; the others are no stop on the way.
+    const long = [...list.querySelectorAll(".text")].filter((text) => text.scrollHeight > text.clientHeight);
+    for (const text of long) {
+      for (const [name, value] of [["tabindex", "0"], ["role", "region"], ["aria-label", text.dataset.name]]) text.setAttribute(name, value);
+    }
   }
 
   async function load(isNew) {

@@ -1,12 +1,17 @@
 // Where time goes: what every worker did, step by step and second by second. Gaps in a lane are bubbles.
 
-import { el, svg, get, replace, number, seconds } from "./dom.js";
+import { el, svg, get, replace, say, byName, number, seconds } from "./dom.js";
 import { chart, swatch } from "./chart.js";
 
 const STEPS = 30;
 /** Lanes of a role that are drawn; the others are summed up in words. */
 const MOST_LANES = 64;
+/** Workers from which on lanes are low. */
+const MANY = 24;
+/** A bar is drawn up to so many times the length that nine of ten steps have at most. */
+const CUT = 1.5;
 const WIDE = 1000;
+const ROLES = ["rollout", "verifier", "learner"];
 const STATES = [
   ["working", "working"],
   ["moving", "loading, saving, receiving weights"],
@@ -53,7 +58,7 @@ function lane(segments, from, to, name) {
   const words = STATES.filter(([state]) => share(state) > 0.005).map(([state]) => `${state} ${Math.round(100 * share(state))} %`);
   const picture = svg("svg", { viewBox: `0 0 ${WIDE} 15`, preserveAspectRatio: "none", role: "img", "aria-label": `${name}: ${words.join(", ") || "no data"}` },
     [...paths].map(([state, d]) => svg("path", { d, class: state })));
-  return { picture, working: share("working"), silent: segments.at(-1)?.[2] === "silent" };
+  return { name, picture, working: share("working"), silent: segments.at(-1)?.[2] === "silent" };
 }
 
 function phaseLane(segments, from, to) {
@@ -72,6 +77,7 @@ function phaseLane(segments, from, to) {
   return { picture, shares };
 }
 
+/** A step as a bar; one that is longer than the lane is cut off, and marked. */
 function stepRow(step, scale) {
   const bar = svg("svg", { viewBox: `0 0 ${WIDE} 15`, preserveAspectRatio: "none", role: "img" });
   let at = 0;
@@ -85,7 +91,7 @@ function stepRow(step, scale) {
     at += length;
   }
   bar.setAttribute("aria-label", `step ${step.step}: ${said.join(", ")}`);
-  return [el("span", { class: "name num" }, `step ${step.step}`), bar, el("span", { class: "share" }, seconds(at))];
+  return [el("span", { class: "name num" }, `step ${number(step.step)}`), bar, el("span", { class: "share" }, seconds(at), at * scale > WIDE * 1.001 && " ▸")];
 }
 
 export function timeline() {
@@ -107,36 +113,46 @@ export function timeline() {
     el("div", { class: "charts wide" }, queues.node));
   const node = el("div", {}, patterns(), live, el("section", {}, el("h2", {}, "Steps"), stepKey, steps, stepNote));
   let context = null;
+  let drawn = null;
   span.addEventListener("change", () => context && view.update(context));
 
-  async function showLanes(current) {
-    const data = await get(`${current}/lanes`, { seconds: span.value });
+  function showLanes(data) {
     const { to } = data;
     // A young run is drawn from its beginning.
     const begins = [...data.phases, ...data.workers.flatMap((worker) => worker.segments)].map(([begin]) => begin);
     const from = Math.max(data.from, begins.length ? Math.min(...begins) : data.from);
     const phases = phaseLane(data.phases, from, to);
     const rows = [el("span", { class: "name" }, "run"), phases.picture, el("span", { class: "share" })];
-    const left = [];
-    for (const role of ["rollout", "verifier", "learner"]) {
-      const members = data.workers.filter((worker) => worker.role === role);
-      let sum = 0;
-      for (const [place, worker] of members.entries()) {
-        const drawn = lane(worker.segments, from, to, worker.name);
-        sum += drawn.working;
-        if (place >= MOST_LANES) continue;
-        rows.push(el("span", { class: "name", title: worker.name }, worker.name), drawn.picture,
-          el("span", { class: "share" }, drawn.silent ? "silent" : `${Math.round(100 * drawn.working)} %`));
+    // Where there is one worker a role, its name says the role.
+    const hasRoles = data.workers.length > ROLES.length;
+    for (const role of ROLES) {
+      const own = data.workers.filter((worker) => worker.role === role).sort((a, b) => byName(a.name, b.name));
+      const members = own.map((worker) => lane(worker.segments, from, to, worker.name));
+      if (!members.length) continue;
+      const silent = members.filter((member) => member.silent).length;
+      const working = members.reduce((sum, member) => sum + member.working, 0) / members.length;
+      const isShort = members.length > MOST_LANES;
+      if (hasRoles) rows.push(el("span", { class: "role" }, el("b", {}, role), [
+        ` ${number(members.length)} ${members.length === 1 ? "worker" : "workers"}`,
+        `working ${Math.round(100 * working)} % of the time`,
+        silent > 0 && `${number(silent)} silent`,
+        isShort && `${MOST_LANES} drawn, silent ones before others`,
+      ].filter(Boolean).join(" · ")));
+      // Sorting keeps the order of names among the silent and among the others.
+      const chosen = isShort ? [...members].sort((a, b) => b.silent - a.silent).slice(0, MOST_LANES).sort((a, b) => byName(a.name, b.name)) : members;
+      for (const member of chosen) {
+        rows.push(el("span", { class: "name", title: member.name }, member.name), member.picture,
+          el("span", { class: member.silent ? "share bad" : "share" }, member.silent ? "silent" : `${Math.round(100 * member.working)} %`));
       }
-      if (members.length) left.push(`${role}: ${members.length}, working ${Math.round((100 * sum) / members.length)} % of the time${members.length > MOST_LANES ? ` (the first ${MOST_LANES} are drawn)` : ""}`);
     }
+    lanes.classList.toggle("many", data.workers.length > MANY);
     const axis = svg("svg", { class: "axis-row", "aria-hidden": "true" },
       svg("text", { x: "0", y: 12 }, `${seconds(to - from)} ago`), svg("text", { x: "100%", y: 12, "text-anchor": "end" }, "now"));
     rows.push(el("span"), axis, el("span"));
     replace(lanes, rows);
-    const more = data.without_lane ? `; ${data.without_lane} more workers have no lane` : "";
+    const more = data.without_lane ? ` ${number(data.without_lane)} more workers have no lane.` : "";
     replace(phaseKey, el("li", {}, "Phases of the run:"), phases.shares.map(([phase, share]) => el("li", {}, swatch(PHASES[phase] ?? 6, 0, true), `${phase} `, el("b", {}, `${share} %`))));
-    laneNote.textContent = `${left.join("; ")}${more}. The share on the right is time spent working.`;
+    say(laneNote, `The share on the right is time spent working.${more}`);
     queues.update(data.queue_names.map((name, place) => ({
       name: name.replaceAll("_", " "),
       colour: place,
@@ -146,11 +162,18 @@ export function timeline() {
     })));
   }
 
-  async function showSteps(current, status) {
+  /** The newest steps one by one, or nothing where the same ones are drawn already. */
+  async function askSteps({ current, status, runs }) {
+    const now = JSON.stringify([current, status?.step, runs[current].live]);
+    if (now === drawn) return null;
+    const newest = async () => (await get(`${current}/metrics`, { set: "train", names: "total_seconds", points: 1 })).series[0]?.steps.at(-1) ?? 0;
+    const last = status?.step ?? await newest();
     const names = "sampling_seconds,verifying_seconds,training_seconds,checkpoint_stall_seconds,total_seconds";
-    const last = status?.step ?? Infinity;
-    const first = Number.isFinite(last) ? Math.max(1, last - STEPS + 1) : undefined;
-    const answer = await get(`${current}/metrics`, { set: "train", names, points: 2000, first });
+    const answer = await get(`${current}/metrics`, { set: "train", names, points: 2000, first: Math.max(1, last - STEPS + 1) });
+    return { answer, last, now };
+  }
+
+  function showSteps({ answer, last, now }) {
     const series = new Map(answer.series.map((one) => [one.name, one]));
     const total = series.get("total_seconds");
     const rows = (total?.steps ?? []).slice(-STEPS).map((step) => {
@@ -162,11 +185,17 @@ export function timeline() {
       const verify = Math.min(sampling, value("verifying_seconds"));
       return { step, wait: sampling - verify, verify, train: value("training_seconds"), stall: value("checkpoint_stall_seconds") };
     });
-    const longest = Math.max(...rows.map((row) => row.wait + row.verify + row.train + row.stall), 1e-9);
-    replace(steps, rows.reverse().map((row) => stepRow(row, WIDE / longest)));
-    stepNote.textContent = rows.length
-      ? "The newest step is on top. Learners stand still in all but the training part; with max_lag above 0 rollout workers run ahead in it."
-      : "No step has ended yet.";
+    // A step in which the run was paused must not make all others too short to read.
+    const lengths = rows.map((row) => row.wait + row.verify + row.train + row.stall).sort((a, b) => a - b);
+    const longest = lengths.at(-1) ?? 0;
+    const usual = lengths[Math.floor(0.9 * (lengths.length - 1))] ?? 0;
+    const whole = Math.max(Math.min(longest, CUT * usual), 1e-9);
+    replace(steps, rows.reverse().map((row) => stepRow(row, WIDE / whole)));
+    say(stepNote, rows.length
+      ? `The newest step is on top.${longest > whole * 1.001 ? " ▸ marks a bar that is longer than drawn." : ""} Learners stand still in all but the training part; with max_lag above 0 rollout workers run ahead in it.`
+      : "No step has ended yet.");
+    // A step may have ended whose metrics are not in the file yet.
+    drawn = (total?.steps.at(-1) ?? 0) >= last ? now : null;
   }
 
   const view = {
@@ -174,7 +203,10 @@ export function timeline() {
     async update(next) {
       context = next;
       live.hidden = !next.runs[next.current].live;
-      await Promise.all([live.hidden ? null : showLanes(next.current), showSteps(next.current, next.status)]);
+      // Both are drawn at once, because lanes that come later would push the steps down.
+      const [lanesOf, stepsOf] = await Promise.all([live.hidden ? null : get(`${next.current}/lanes`, { seconds: span.value }), askSteps(next)]);
+      if (lanesOf) showLanes(lanesOf);
+      if (stepsOf) showSteps(stepsOf);
     },
   };
   return view;

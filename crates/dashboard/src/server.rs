@@ -177,7 +177,7 @@ impl Server {
     }
 }
 
-/// See [`Server::link`].
+/// Address of the page, with a new token as its fragment.
 fn link(address: SocketAddr, key: &Key) -> String {
     let token = key.token(Duration::from_secs(crate::TOKEN_HOURS * 3600));
     format!("http://{address}/#token={token}")

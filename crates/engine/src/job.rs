@@ -36,6 +36,8 @@ pub struct GroupJob {
     pub samples: Vec<(u32, NoiseKey)>,
     /// How they are drawn.
     pub options: SamplingOptions,
+    /// Whether samples record the experts that computed their tokens ([`Sample::routes`]).
+    pub records_routes: bool,
 }
 
 /// A sample that is complete.

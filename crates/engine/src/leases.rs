@@ -14,7 +14,7 @@ use pacs_weights::VersionId;
 use tokio::sync::{mpsc, watch};
 
 use crate::submit::Held;
-use crate::{CALL_DEADLINE, EngineGone, GroupJob, RolloutEngine, SamplingOptions, ServeError};
+use crate::{CALL_DEADLINE, EngineGone, GroupJob, LeaseTerms, RolloutEngine, SamplingOptions, ServeError};
 
 /// How long one lease call waits for work.
 const LEASE_WAIT: Duration = Duration::from_secs(5);
@@ -26,8 +26,7 @@ const WEIGHTS_DEADLINE: Duration = Duration::from_secs(900);
 pub(crate) struct Leasing<E> {
     pub(crate) client: RolloutServiceClient<RunChannel>,
     pub(crate) worker: u64,
-    /// Most samples on lease.
-    pub(crate) most_samples: usize,
+    pub(crate) terms: LeaseTerms,
     /// Samples that the engine has room for.
     pub(crate) capacity: watch::Receiver<usize>,
     /// Samples on lease that were not handed in yet.
@@ -78,7 +77,7 @@ impl<E: RolloutEngine> Leasing<E> {
     /// Waits until the engine has room; returns the samples in flight, and how many there may be.
     async fn room(&mut self) -> Result<(usize, usize), ServeError> {
         loop {
-            let rows = (*self.capacity.borrow_and_update()).min(self.most_samples);
+            let rows = (*self.capacity.borrow_and_update()).min(self.terms.most_samples);
             let in_flight = *self.changed.borrow_and_update();
             if in_flight < rows {
                 return Ok((in_flight, rows));
@@ -103,6 +102,7 @@ impl<E: RolloutEngine> Leasing<E> {
             let sample = SampleId { group: GroupId(lease.group_id), index: wanted.index };
             (wanted.index, NoiseKey::new(sampling.seed, sampling.stream, sample).attempt(wanted.attempt))
         };
+        let records_routes = self.terms.records_routes && lease.purpose() == v1::Purpose::Train;
         let job = GroupJob {
             ticket: lease.lease_id,
             prompt: lease.prompt_tokens,
@@ -115,6 +115,7 @@ impl<E: RolloutEngine> Leasing<E> {
                 max_new_tokens: sampling.max_new_tokens,
                 stop: sampling.stop,
             },
+            records_routes,
         };
         let samples = job.samples.len();
         let trace_id = TraceContext::of_group(self.run_id.get().unwrap_or_default(), lease.group_id).trace_id();

@@ -18,6 +18,8 @@ use crate::{Output, RolloutEngine, ServeError};
 pub struct LeaseTerms {
     /// Most samples on lease, whatever the engine has room for.
     pub most_samples: usize,
+    /// Whether samples that are trained on record their experts. Those of evaluations do not: nobody replays them.
+    pub records_routes: bool,
 }
 
 /// The client of a registration's coordinator.
@@ -46,7 +48,7 @@ pub async fn serve<E: RolloutEngine + 'static>(
     let leasing = Leasing {
         client: client.clone(),
         worker,
-        most_samples: terms.most_samples,
+        terms,
         capacity: engine.capacity(),
         in_flight: in_flight_sender.clone(),
         changed: in_flight,

@@ -130,7 +130,7 @@ pub enum CheckpointError {
         /// What is wrong with its content.
         problem: String,
     },
-    /// Writing was cancelled: its generation is over, or nobody waits for the checkpoint.
+    /// Writing was cancelled: its generation is over, or the checkpoint was given up.
     #[error("{}: abandoned half-written, because it is no longer wanted", path.display())]
     Unwanted {
         /// File that is incomplete.

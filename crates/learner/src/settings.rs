@@ -46,6 +46,9 @@ pub struct TrainerSettings {
     pub peak_flops: Option<f64>,
     /// Adapters that are trained in place of the model; `None` when all weights are.
     pub lora: Option<LoraSettings>,
+    /// Whether the policy, and its reference, compute every token with the experts that the batch has recorded for it. Without effect on
+    /// dense models and on value models.
+    pub router_replay: bool,
     /// Whether each step scores one of its sequences, for rollout engines that are checked by it ([`pacs_weights::Probe`]): two short
     /// forward passes. The weights have the same bits with and without.
     pub probe: bool,
@@ -98,6 +101,7 @@ impl TrainerSettings {
                 path: lora.path.clone(),
                 seed: spec.seed,
             }),
+            router_replay: spec.rollout.router_replay,
             probe: spec.rollout.engine == RolloutEngineKind::Vllm,
         }
     }

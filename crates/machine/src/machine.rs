@@ -360,6 +360,12 @@ impl Machine {
         self.pool.group_ids().chain(trained.into_iter().flatten()).collect()
     }
 
+    /// Whether a group is being sampled, for training or for an evaluation.
+    #[must_use]
+    pub fn samples_group(&self, group: GroupId) -> bool {
+        self.pools().any(|pool| pool.contains(group))
+    }
+
     /// A copy without the state that is not journaled because nobody relies on it: heartbeat times and activities. Two
     /// machines that applied the same records have equal copies.
     #[must_use]

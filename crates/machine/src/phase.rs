@@ -119,17 +119,13 @@ impl Phase {
         }
     }
 
-    /// The same for recording reports.
+    /// The task of [`Self::task`], to record reports in it.
     pub(crate) fn task_mut(&mut self) -> Option<&mut Task> {
         match self {
             Self::Preparing(task) | Self::Saving(task) => Some(task),
             Self::Training(training) => Some(&mut training.task),
-            Self::Assembling
-            | Self::Evaluating(_)
-            | Self::Sampling
-            | Self::Ahead(_)
-            | Self::Committing
-            | Self::Ended(_) => None,
+            // `task` names the phases without one, so that a new phase has to decide there.
+            _ => None,
         }
     }
 

@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_search_that_finds_nobody_leaves_every_step_its_groups() {
+    fn a_search_without_a_culprit_leaves_every_step_its_groups() {
         let both = |sample: pacs_types::SampleId| if sample.index == 0 { Outcome::Correct } else { Outcome::Wrong };
         let (mut searches, mut undone) = (0, 0);
         for seed in 0..100u64 {

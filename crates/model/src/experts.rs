@@ -5,7 +5,8 @@
 //!
 //! Every sum has one order. The rows of an expert are in the order of the tokens; a token adds its experts up from the most
 //! probable one to the least. Rejected was adding each expert's rows to the tokens as they become ready (`index_add`), which
-//! rounds to 16 bits once for each expert, and on a GPU adds in any order.
+//! rounds to 16 bits once for each expert, and on a GPU adds in any order. Replayed experts ([`Routing::Replay`]) are added up in the
+//! order of their record, so that replaying a router's own choice changes no bit.
 //!
 //! Router logits are computed in float32 even when the model computes in bfloat16; transformers rounds them to bfloat16. Between 2 and 4
 //! bfloat16 values are 0.016 apart, so logits tie, and the choice would depend on the last bit of hidden states, in which learner
@@ -22,16 +23,23 @@ use pacs_torch::{Units, fixed_units, linear_float32, multiply_alone, one_thread_
 use crate::layer::gradient_kind;
 use crate::model::Weight;
 use crate::ops::{add_weight_gradient, gate, gate_backward, linear, matmul, row_by_row};
+use crate::routing::Routing;
+
+/// Least sum of the probabilities of a token's experts that they are divided by. The most probable experts are far above it; those that
+/// an earlier pass chose may have underflowed to zero, and zero by zero would be the log-prob of the token.
+const LEAST_SUM: f64 = 1e-30;
 
 /// Router and experts of a layer.
 #[derive(Debug)]
 pub(crate) struct Experts {
+    /// Which of the layers with experts it is, from 0.
+    mixture: usize,
     count: i64,
     per_token: i64,
     ffn: i64,
     renormalises: bool,
     activation: Activation,
-    /// `[E, D]`.
+    /// Weights of the choice, a row for each expert: `[E, D]`.
     router: Weight,
     /// Gates and ups, expert by expert: `[E 2 F, D]`.
     gate_up: Weight,
@@ -52,7 +60,7 @@ pub(crate) struct ExpertsTrace {
 struct Routes {
     /// Of every expert, `[T, E]`, float32 at least.
     probabilities: Tensor,
-    /// The experts of each token, the most probable first, `[T, K]` int64.
+    /// The experts of each token, the most probable first unless they are replayed, `[T, K]` int64.
     choices: Tensor,
     /// What their outputs are multiplied with, `[T, K]`, float32 at least.
     weights: Tensor,
@@ -61,9 +69,15 @@ struct Routes {
 
 impl Experts {
     /// `find` knows parameters by their names within the layer.
-    pub(crate) fn new(sizes: &ExpertSizes, activation: Activation, find: impl Fn(&str) -> Option<Weight>) -> Self {
+    pub(crate) fn new(
+        sizes: &ExpertSizes,
+        mixture: usize,
+        activation: Activation,
+        find: impl Fn(&str) -> Option<Weight>,
+    ) -> Self {
         let get = |name: &str| find(name).expect("the layout has every parameter of its configuration");
         Self {
+            mixture,
             count: sizes.count,
             per_token: sizes.per_token,
             ffn: sizes.ffn,
@@ -77,9 +91,9 @@ impl Experts {
     }
 
     /// `[T, D]` from `input`, `[T, D]`, and what [`Experts::backward`] needs.
-    pub(crate) fn forward(&self, input: Tensor) -> (Tensor, ExpertsTrace) {
+    pub(crate) fn forward(&self, input: Tensor, routing: &mut Routing<'_>) -> (Tensor, ExpertsTrace) {
         let (kind, width) = (input.kind(), input.size()[1]);
-        let routes = self.routes(&input);
+        let routes = self.routes(&input, routing);
         let order = &routes.order;
         let rows = input.index_select(0, &order.tokens);
         drop(input);
@@ -131,8 +145,8 @@ impl Experts {
         (by_input + matmul(&by_scores, &self.router.tensor.to_kind(wide))).to_kind(kind)
     }
 
-    /// Scores of all experts, the most probable ones of each token, and their weights.
-    fn routes(&self, input: &Tensor) -> Routes {
+    /// Scores of all experts, those of each token, which are the most probable ones unless they are replayed, and their weights.
+    fn routes(&self, input: &Tensor, routing: &mut Routing<'_>) -> Routes {
         let (per_token, wide) = (self.per_token, gradient_kind(input.kind()));
         let is_narrow = matches!(input.kind(), Kind::BFloat16 | Kind::Half);
         let scores = if is_narrow && fixed_units().is_none() {
@@ -145,8 +159,17 @@ impl Experts {
             let (chosen, choices) = probabilities.topk(per_token, -1, true, true);
             [probabilities, chosen, choices]
         });
-        let weights = if self.renormalises { &chosen / sum_of_columns(&chosen) } else { chosen };
-        let order = Order::new(&choices, self.count);
+        let (chosen, choices, numbers) = match routing.replayed(self.mixture, &choices) {
+            Some((choices, numbers)) => (probabilities.gather(1, &choices, false), choices, numbers),
+            None => {
+                // Waits for the device: how many rows an expert has decides which products there are.
+                let numbers = Vec::<i64>::try_from(choices.flatten(0, 1)).expect("a vector of integers");
+                (chosen, choices, numbers)
+            }
+        };
+        let weights = if self.renormalises { &chosen / weight_sum(&chosen) } else { chosen };
+        let order = Order::new(&choices, &numbers, self.count);
+        routing.note(numbers);
         Routes { probabilities, choices, weights, order }
     }
 
@@ -155,7 +178,7 @@ impl Experts {
         let Routes { probabilities, choices, weights, .. } = routes;
         let chosen = probabilities.gather(1, choices, false);
         let by_chosen = match self.renormalises {
-            true => (by_weights - sum_of_columns(&(by_weights * weights))) / sum_of_columns(&chosen),
+            true => (by_weights - sum_of_columns(&(by_weights * weights))) / weight_sum(&chosen),
             false => by_weights.shallow_clone(),
         };
         let by_chosen = by_chosen * chosen;
@@ -163,12 +186,12 @@ impl Experts {
         (-(probabilities * sum_of_columns(&by_chosen))).scatter_add(1, choices, &by_chosen)
     }
 
-    /// `[2 F, D]`.
+    /// Gate and up projection of one expert: `[2 F, D]`.
     fn gate_up_of(&self, expert: i64) -> Tensor {
         part_of(&self.gate_up.tensor, expert, 2 * self.ffn)
     }
 
-    /// `[D, F]`.
+    /// Down projection of one expert: `[D, F]`.
     fn down_of(&self, expert: i64) -> Tensor {
         let rows = self.down.tensor.size()[0] / self.count;
         part_of(&self.down.tensor, expert, rows)
@@ -199,14 +222,13 @@ struct Group {
 }
 
 impl Order {
-    /// `choices`: `[T, K]`. Waits for the device: how many rows an expert has decides which products there are.
-    fn new(choices: &Tensor, experts: i64) -> Self {
+    /// `choices`: `[T, K]`; `chosen` holds the same in host memory.
+    fn new(choices: &Tensor, chosen: &[i64], experts: i64) -> Self {
         let (tokens, per_token) = choices.size2().expect("choices are a matrix");
         let pass_units = fixed_units();
         let whole = || Units::new(&[tokens as usize]);
         let units = pass_units.as_deref().map_or_else(|| whole().ranges().to_vec(), |units| units.ranges().to_vec());
-        let chosen = Vec::<i64>::try_from(choices.flatten(0, 1)).expect("a vector of integers");
-        let Sorted { pairs, places, groups } = sorted(&chosen, per_token as usize, experts as usize, &units);
+        let Sorted { pairs, places, groups } = sorted(chosen, per_token as usize, experts as usize, &units);
         let on_device = |indices: &[i64]| Tensor::from_slice(indices).to_device(choices.device());
         let of_rows: Vec<i64> = pairs.iter().map(|pair| pair / per_token).collect();
         let parts = || groups.iter().flat_map(|group| group.parts.iter().copied()).collect::<Vec<_>>();
@@ -330,6 +352,11 @@ fn sorted(choices: &[i64], per_token: usize, experts: usize, units: &[Range<usiz
     Sorted { pairs, places, groups }
 }
 
+/// What probabilities of the chosen experts, `[T, K]`, are divided by, `[T, 1]`.
+fn weight_sum(chosen: &Tensor) -> Tensor {
+    sum_of_columns(chosen).clamp_min(LEAST_SUM)
+}
+
 /// Sum of a few columns, `[T, 1]`, from the first to the last: additions alone, which are the same wherever a row stands.
 fn sum_of_columns(x: &Tensor) -> Tensor {
     let first = x.narrow(1, 0, 1).copy();
@@ -347,9 +374,11 @@ fn part_of(all: &Tensor, expert: i64, rows: i64) -> Tensor {
 
 #[cfg(test)]
 mod tests {
+    use pacs_shape::RouteShape;
     use pacs_torch::tch::{Device, no_grad, with_grad};
 
     use super::*;
+    use crate::routing::{RecordedRoutes, Replay, RouteLog};
 
     const WIDTH: i64 = 12;
     const FFN: i64 = 7;
@@ -388,13 +417,32 @@ mod tests {
             let tensor = views(flat, sizes.count)[which].shallow_clone();
             Some(Weight::new(tensor, Some(leaves(sizes.count)[which].1)))
         };
-        Experts::new(sizes, activation, find)
+        Experts::new(sizes, 0, activation, find)
     }
 
-    /// Every expert computes every token, and most of that is multiplied by zero.
-    fn densely(x: &Tensor, flat: &Tensor, sizes: &ExpertSizes, activation: Activation) -> Tensor {
+    /// Records `choices`, `[T, K]`, as those of a model with one such layer.
+    fn recorded(choices: &Tensor, sizes: &ExpertSizes) -> Rc<RecordedRoutes> {
+        let shape = RouteShape::new(1, sizes).unwrap();
+        let mut bytes = Vec::new();
+        shape.write(&Vec::<i64>::try_from(choices.flatten(0, 1)).unwrap(), &mut bytes);
+        Rc::new(RecordedRoutes::new(shape, bytes))
+    }
+
+    /// Every expert computes every token, and most of that is multiplied by zero. `choices` take the place of the most probable experts.
+    fn densely(
+        x: &Tensor,
+        flat: &Tensor,
+        sizes: &ExpertSizes,
+        activation: Activation,
+        choices: Option<&Tensor>,
+    ) -> Tensor {
         let [router, gate_up, down] = views(flat, sizes.count);
-        let (chosen, choices) = x.matmul(&router.tr()).softmax(-1, Kind::Double).topk(sizes.per_token, -1, true, true);
+        let probabilities = x.matmul(&router.tr()).softmax(-1, Kind::Double);
+        let choices = match choices {
+            Some(choices) => choices.shallow_clone(),
+            None => probabilities.topk(sizes.per_token, -1, true, true).1,
+        };
+        let chosen = probabilities.gather(1, &choices, false);
         let weights = match sizes.renormalises {
             true => &chosen / chosen.sum_dim_intlist(-1, true, Kind::Double),
             false => chosen,
@@ -414,38 +462,48 @@ mod tests {
         (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[])
     }
 
-    /// Outputs, gradients by the input, by the router through weights and softmax, and by the experts, some without a token.
+    /// Outputs, gradients by the input, by the router through weights and softmax, and by the experts, some without a token: of the most
+    /// probable experts, and of any others that are replayed.
     #[test]
     fn outputs_and_gradients_are_those_of_autograd() {
         pacs_torch::tch::manual_seed(21);
         for (tokens, count, per_token) in [(17, 5, 2), (3, 8, 2), (9, 4, 1), (11, 3, 3), (1, 6, 3)] {
-            for renormalises in [false, true] {
+            for (renormalises, replays) in [(false, false), (true, false), (false, true), (true, true)] {
                 for activation in [Activation::Silu, Activation::GeluTanh] {
                     let sizes = mixture(count, per_token, renormalises);
                     let [x, by_output] = [0, 1].map(|_| random(&[tokens, WIDTH], Kind::Double));
                     let flat = random(&[parameters(count)], Kind::Double);
+                    let any = || random(&[tokens, count], Kind::Double).topk(per_token, -1, true, true).1;
+                    let choices = replays.then(any);
+                    let routes = choices.as_ref().map(|choices| recorded(choices, &sizes));
                     let (leaf, input) = (flat.copy().set_requires_grad(true), x.copy().set_requires_grad(true));
-                    let expected = with_grad(|| densely(&input, &leaf, &sizes, activation));
+                    let expected = with_grad(|| densely(&input, &leaf, &sizes, activation, choices.as_ref()));
                     with_grad(|| (&expected * &by_output).sum(Kind::Double)).backward();
 
                     let experts = experts(&flat, &sizes, activation);
-                    for (kind, tolerance) in [(Kind::Double, 1e-12), (Kind::Float, 1e-4)] {
+                    for (kind, tolerance) in [(Kind::Double, 1e-12), (Kind::Float, 1e-5)] {
                         let flat = flat.to_kind(kind);
                         let experts = match kind {
                             Kind::Double => &experts,
                             _ => &self::experts(&flat, &sizes, activation),
                         };
                         let gradients = Tensor::zeros([parameters(count)], (kind, Device::Cpu));
+                        let mut replay = routes.clone().map(Replay::new);
                         let (output, by_input) = no_grad(|| {
-                            let (output, trace) = experts.forward(x.to_kind(kind));
+                            let mut routing = Routing::replaying(replay.as_mut());
+                            let (output, trace) = experts.forward(x.to_kind(kind), &mut routing);
                             (output, experts.backward(trace, by_output.to_kind(kind), &x.to_kind(kind), &gradients))
                         });
                         let case = format!(
-                            "{tokens} tokens, {per_token} of {count}, {renormalises}, {activation:?}, {kind:?}"
+                            "{tokens} tokens, {per_token} of {count}, {renormalises}, {replays}, {activation:?}, {kind:?}"
                         );
-                        assert!(furthest(&output, &expected) < tolerance, "{case}: outputs");
-                        assert!(furthest(&by_input, &input.grad()) < tolerance, "{case}: by the input");
-                        assert!(furthest(&gradients, &leaf.grad()) < tolerance, "{case}: by the parameters");
+                        let close = |found: &Tensor, expected: &Tensor| {
+                            let largest = expected.abs().max().double_value(&[]);
+                            furthest(found, expected) < tolerance * (1.0 + largest)
+                        };
+                        assert!(close(&output, &expected), "{case}: outputs");
+                        assert!(close(&by_input, &input.grad()), "{case}: by the input");
+                        assert!(close(&gradients, &leaf.grad()), "{case}: by the parameters");
                     }
                 }
             }
@@ -461,11 +519,89 @@ mod tests {
         let wide_flat = flat.to_kind(Kind::Float);
         let wide = experts(&wide_flat, &sizes, Activation::Silu);
         let (x, wide_x) = (x.shallow_clone(), x.to_kind(Kind::Float));
-        let [(narrow, routes), (wide, expected)] =
-            [(&narrow, &x), (&wide, &wide_x)].map(|(experts, x)| no_grad(|| experts.forward(x.shallow_clone())));
+        let [(narrow, routes), (wide, expected)] = [(&narrow, &x), (&wide, &wide_x)]
+            .map(|(experts, x)| no_grad(|| experts.forward(x.shallow_clone(), &mut Routing::Own)));
         assert!(routes.routes.choices.equal(&expected.routes.choices), "scores are float32 in both");
         assert_eq!((narrow.kind(), routes.routes.weights.kind()), (Kind::BFloat16, Kind::Float));
         assert!(furthest(&narrow, &wide) < 0.02 * wide.abs().max().double_value(&[]));
+    }
+
+    /// Output, gradient by the input, and that by the parameters.
+    fn passed(experts: &Experts, x: &Tensor, by_output: &Tensor, count: i64, routing: &mut Routing<'_>) -> [Tensor; 3] {
+        let sums = if fixed_units().is_some() { Kind::Int64 } else { gradient_kind(x.kind()) };
+        let gradients = Tensor::zeros([parameters(count)], (sums, Device::Cpu));
+        no_grad(|| {
+            let (output, trace) = experts.forward(x.copy(), routing);
+            let by_input = experts.backward(trace, by_output.copy(), x, &gradients);
+            [output, by_input, gradients]
+        })
+    }
+
+    #[test]
+    fn a_routers_own_choice_replayed_changes_no_bit() {
+        pacs_torch::tch::manual_seed(24);
+        for (kind, renormalises) in [(Kind::Float, true), (Kind::BFloat16, true), (Kind::Float, false)] {
+            let sizes = mixture(6, 3, renormalises);
+            let shape = RouteShape::new(1, &sizes).unwrap();
+            let [x, by_output] = [0, 1].map(|_| random(&[50, WIDTH], kind));
+            let flat = random(&[parameters(6)], kind);
+            let experts = experts(&flat, &sizes, Activation::Silu);
+            let compare = || {
+                let mut log = RouteLog::new(shape);
+                let own = passed(&experts, &x, &by_output, 6, &mut Routing::Record(&mut log));
+                let mut bytes = Vec::new();
+                log.append(0..50, &mut bytes);
+                assert_eq!(shape.check(&bytes, 50), Ok(()));
+                let mut replay = Replay::new(Rc::new(RecordedRoutes::new(shape, bytes)));
+                let again = passed(&experts, &x, &by_output, 6, &mut Routing::Replay(&mut replay));
+                let same = own.iter().zip(&again).all(|(own, again)| own.equal(again));
+                assert!(same, "{kind:?}, {renormalises}, units: {}", fixed_units().is_some());
+                let rerouted = replay.rerouted().expect("a layer has computed");
+                assert_eq!((rerouted.size(), rerouted.sum(Kind::Int64).int64_value(&[])), (vec![50], 0));
+            };
+            compare();
+            with_units(&Rc::new(Units::new(&[20, 1, 29])), compare);
+        }
+    }
+
+    #[test]
+    fn tokens_that_a_router_would_have_sent_elsewhere_are_counted() {
+        pacs_torch::tch::manual_seed(25);
+        let sizes = mixture(5, 2, true);
+        let (x, flat) = (random(&[4, WIDTH], Kind::Float), random(&[parameters(5)], Kind::Float));
+        let experts = experts(&flat, &sizes, Activation::Silu);
+        let [router, ..] = views(&flat, 5);
+        let (_, best) = x.linear(&router, None::<&Tensor>).topk(3, -1, true, true);
+        let best = Vec::<Vec<i64>>::try_from(best).unwrap();
+        // The order of experts decides how they are added up, and not which they are.
+        let chosen =
+            [[best[0][0], best[0][1]], [best[1][1], best[1][0]], [best[2][0], best[2][2]], [best[3][2], best[3][1]]];
+        let choices = Tensor::from_slice(&chosen.concat()).view([4, 2]);
+        let mut replay = Replay::new(recorded(&choices, &sizes));
+        let (_, trace) = no_grad(|| experts.forward(x.shallow_clone(), &mut Routing::Replay(&mut replay)));
+        assert!(trace.routes.choices.equal(&choices));
+        let rerouted = Vec::<i64>::try_from(replay.rerouted().expect("a layer has computed")).unwrap();
+        assert_eq!(rerouted, [0, 0, 1, 1]);
+    }
+
+    /// Weights of a later version may give experts that an earlier one chose a probability of zero.
+    #[test]
+    fn experts_without_any_probability_are_finite() {
+        pacs_torch::tch::manual_seed(26);
+        for renormalises in [false, true] {
+            let sizes = mixture(4, 2, renormalises);
+            let [x, by_output] = [0, 1].map(|_| random(&[3, WIDTH], Kind::Float).abs());
+            let flat = random(&[parameters(4)], Kind::Float);
+            // Scores of the first expert are hundreds above those of the others.
+            let [mut router, ..] = views(&flat, 4);
+            let _ = router.zero_();
+            let _ = router.get(0).fill_(1000.0);
+            let choices = Tensor::from_slice(&[1i64, 2, 2, 3, 3, 1]).view([3, 2]);
+            let mut replay = Replay::new(recorded(&choices, &sizes));
+            let experts = experts(&flat, &sizes, Activation::Silu);
+            let passed = passed(&experts, &x, &by_output, 4, &mut Routing::Replay(&mut replay));
+            assert!(passed.iter().all(|x| x.isfinite().all().equal(&Tensor::from(true))), "{renormalises}");
+        }
     }
 
     #[test]
@@ -493,7 +629,7 @@ mod tests {
                 let [x, by_output] = [&x, &by_output].map(|all| all.narrow(0, start, length).copy());
                 with_units(&Rc::new(Units::new(lengths)), || {
                     no_grad(|| {
-                        let (output, trace) = experts.forward(x.shallow_clone());
+                        let (output, trace) = experts.forward(x.shallow_clone(), &mut Routing::Own);
                         Tensor::cat(&[output, experts.backward(trace, by_output, &x, sums)], 1)
                     })
                 })

@@ -9,6 +9,7 @@ use crate::experts::{Experts, ExpertsTrace};
 use crate::linear::Linear;
 use crate::model::Weight;
 use crate::ops::{gate, gate_backward};
+use crate::routing::Routing;
 
 /// What comes between the second norm of a layer and the residual stream.
 #[derive(Debug)]
@@ -35,26 +36,27 @@ impl FeedForward {
     ) -> Self {
         let activation = config.architecture.activation;
         if let Some(experts) = config.experts_of(index) {
-            return Self::Experts(Experts::new(experts, activation, find));
+            let mixture = (0..index).filter(|layer| config.experts_of(*layer).is_some()).count();
+            return Self::Experts(Experts::new(experts, mixture, activation, find));
         }
         let [gate_up, down] = modules.map(|modules| Linear::new(modules, config.lora.as_ref(), &find));
         Self::Dense(Dense { activation, gate_up, down })
     }
 
-    /// `[T, D]` from the normed input, `[T, D]`.
-    pub(crate) fn forward(&self, input: Tensor) -> Tensor {
+    /// `[T, D]` from the normed input, `[T, D]`; `routing` says who chooses experts.
+    pub(crate) fn forward(&self, input: Tensor, routing: &mut Routing<'_>) -> Tensor {
         match self {
             Self::Dense(dense) => {
                 let gate_up = dense.gate_up.apply(&input, None);
                 drop(input);
                 dense.down.apply(&gate(dense.activation, &gate_up), None)
             }
-            Self::Experts(experts) => experts.forward(input).0,
+            Self::Experts(experts) => experts.forward(input, routing).0,
         }
     }
 
     /// The same, with what [`FeedForward::backward`] needs.
-    pub(crate) fn forward_traced(&self, input: Tensor) -> (Tensor, FeedForwardTrace) {
+    pub(crate) fn forward_traced(&self, input: Tensor, routing: &mut Routing<'_>) -> (Tensor, FeedForwardTrace) {
         match self {
             Self::Dense(dense) => {
                 let gate_up = dense.gate_up.apply(&input, None);
@@ -63,7 +65,7 @@ impl FeedForward {
                 (output, FeedForwardTrace::Dense(gate_up))
             }
             Self::Experts(experts) => {
-                let (output, trace) = experts.forward(input);
+                let (output, trace) = experts.forward(input, routing);
                 (output, FeedForwardTrace::Experts(trace))
             }
         }

@@ -15,6 +15,7 @@ use crate::model::Weight;
 use crate::norm::Norm;
 use crate::ops::add_column_sums;
 use crate::rope::Rotation;
+use crate::routing::Routing;
 
 /// The weights of a layer; fused leaves are found by their first part.
 #[derive(Debug)]
@@ -152,7 +153,13 @@ impl Layer {
     }
 
     /// The residual stream after the layer; no activation is kept.
-    pub(crate) fn forward(&self, stream: Stream, rotations: &[Rotation], attention: &mut dyn Attention) -> Stream {
+    pub(crate) fn forward(
+        &self,
+        stream: Stream,
+        rotations: &[Rotation],
+        attention: &mut dyn Attention,
+        routing: &mut Routing<'_>,
+    ) -> Stream {
         let rotation = &rotations[self.rotation];
         let (input, normed) = stream.maybe_normed(self.norms.before_attention.as_ref());
         let projected = self.project(&normed);
@@ -165,7 +172,7 @@ impl Layer {
         };
         let added = maybe(self.norms.after_attention.as_ref(), self.o.apply(&attended, None));
         let (middle, normed) = self.middle(input, added);
-        let pending = maybe(self.norms.after_ffn.as_ref(), self.feed_forward.forward(normed));
+        let pending = maybe(self.norms.after_ffn.as_ref(), self.feed_forward.forward(normed, routing));
         Stream { residual: middle, pending: Some(pending) }
     }
 
@@ -196,6 +203,7 @@ impl Layer {
         stream: Stream,
         rotations: &[Rotation],
         packed: &Packed,
+        routing: &mut Routing<'_>,
     ) -> (Stream, Activations) {
         let (input, normed) = stream.maybe_normed(self.norms.before_attention.as_ref());
         let projected = self.project(&normed);
@@ -207,7 +215,7 @@ impl Layer {
         let (attention_output, added) =
             kept(self.norms.after_attention.as_ref(), self.o.apply(&attention.output(), None));
         let (middle, normed) = self.middle(input.shallow_clone(), added);
-        let (output, feed_forward) = self.feed_forward.forward_traced(normed);
+        let (output, feed_forward) = self.feed_forward.forward_traced(normed, routing);
         let (ffn_output, pending) = kept(self.norms.after_ffn.as_ref(), output);
         let stream = Stream { residual: middle.shallow_clone(), pending: Some(pending) };
         (stream, Activations { input, projections, attention, attention_output, middle, feed_forward, ffn_output })

@@ -33,6 +33,7 @@ mod norm;
 mod ops;
 mod parameters;
 mod rope;
+mod routing;
 mod save;
 mod score;
 mod value;
@@ -46,9 +47,10 @@ pub use layer_hooks::{LayerHooks, NoHooks, idle_backward, idle_forward};
 pub use model::{Keep, Model, Trace};
 pub use pacs_shape::{
     Architecture, Bucket, Experts, LayerKind, LeafSpec, Lora, ModelConfig, ParameterLayout, ParameterSpec, RopeScaling,
-    Rotary, ShapeError,
+    Rotary, RouteShape, ShapeError,
 };
 pub use parameters::Parameters;
+pub use routing::{RecordedRoutes, Replay, RouteLog, Routing};
 pub use save::prepare_folder;
 pub use score::{ScoreError, score};
 pub use value::{values, values_backward};

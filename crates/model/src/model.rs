@@ -1,5 +1,7 @@
 // Legend: `T` tokens, `M` scored positions, `D` width, `V` vocabulary.
 
+use std::rc::Rc;
+
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
 use pacs_torch::{device_kernels, fixed_units, linear_float32, wide_linear};
 
@@ -10,6 +12,7 @@ use crate::norm::Norm;
 use crate::ops::{add_rows, capped};
 use crate::parameters::slice;
 use crate::rope::{Ropes, Rotation};
+use crate::routing::{RecordedRoutes, Replay, Routing};
 use crate::{ModelConfig, ParameterLayout, Parameters};
 use pacs_shape::{EMBEDDING, FINAL_NORM};
 
@@ -74,6 +77,8 @@ pub struct Trace {
     tokens: Tensor,
     rotations: Vec<Rotation>,
     attention: Packed,
+    /// Experts that layers are computed with once more; none where routers choose them.
+    routes: Option<Rc<RecordedRoutes>>,
     layers: Vec<Kept>,
     /// Residual stream in front of the final norm, `[T, D]`.
     last: Tensor,
@@ -195,22 +200,23 @@ impl Model {
     /// # Panics
     /// When libtorch refuses: a token outside the vocabulary, an attention made for other lengths, no memory.
     pub fn hidden(&self, tokens: &Tensor, positions: &Tensor, attention: &mut dyn Attention) -> Tensor {
-        let Ok(hidden) = self.hidden_with_hooks(tokens, positions, attention, &mut NoHooks);
+        let Ok(hidden) = self.hidden_with_hooks(tokens, positions, attention, &mut Routing::Own, &mut NoHooks);
         hidden
     }
 
-    /// [`Model::hidden`] with something to do before each bucket.
+    /// [`Model::hidden`] with something to do before each bucket, and a say in who chooses experts.
     ///
     /// # Errors
     /// As `hooks`.
     ///
     /// # Panics
-    /// As [`Model::hidden`].
+    /// As [`Model::hidden`], and when routes to be replayed are those of another number of tokens.
     pub fn hidden_with_hooks<S: LayerHooks>(
         &self,
         tokens: &Tensor,
         positions: &Tensor,
         attention: &mut dyn Attention,
+        routing: &mut Routing<'_>,
         hooks: &mut S,
     ) -> Result<Tensor, S::Error> {
         let rotations = self.ropes.at(positions);
@@ -218,7 +224,7 @@ impl Model {
         let mut stream = self.embed(tokens);
         for (index, layer) in self.layers.iter().enumerate() {
             hooks.before_forward(1 + index)?;
-            stream = layer.forward(stream, &rotations, attention);
+            stream = layer.forward(stream, &rotations, attention, routing);
         }
         hooks.before_forward(1 + self.layers.len())?;
         Ok(stream.normed(&self.norm).1)
@@ -258,23 +264,26 @@ impl Model {
     /// As [`Model::hidden`].
     #[must_use]
     pub fn forward(&self, tokens: &Tensor, positions: &Tensor, attention: Packed, keep: Keep) -> Trace {
-        let Ok(trace) = self.forward_with_hooks(tokens, positions, attention, keep, &mut NoHooks);
+        let routing = &mut Routing::Own;
+        let Ok(trace) = self.forward_with_hooks(tokens, positions, attention, keep, routing, &mut NoHooks);
         trace
     }
 
-    /// [`Model::forward`] with something to do before each bucket.
+    /// [`Model::forward`] with something to do before each bucket, and a say in who chooses experts. The backward computes
+    /// layers again with the same experts.
     ///
     /// # Errors
     /// As `hooks`.
     ///
     /// # Panics
-    /// As [`Model::hidden`].
+    /// As [`Model::hidden_with_hooks`].
     pub fn forward_with_hooks<S: LayerHooks>(
         &self,
         tokens: &Tensor,
         positions: &Tensor,
         mut attention: Packed,
         keep: Keep,
+        routing: &mut Routing<'_>,
         hooks: &mut S,
     ) -> Result<Trace, S::Error> {
         let rotations = self.ropes.at(positions);
@@ -290,16 +299,18 @@ impl Model {
             if index < recomputed {
                 let input = stream.summed();
                 layers.push(Kept::Input(input.shallow_clone()));
-                stream = layer.forward(Stream { residual: input, pending: None }, &rotations, &mut attention);
+                let input = Stream { residual: input, pending: None };
+                stream = layer.forward(input, &rotations, &mut attention, routing);
             } else {
-                let (next, activations) = layer.forward_traced(stream, &rotations, &attention);
+                let (next, activations) = layer.forward_traced(stream, &rotations, &attention, routing);
                 layers.push(Kept::Activations(Box::new(activations)));
                 stream = next;
             }
         }
         hooks.before_forward(1 + self.layers.len())?;
         let (last, hidden) = stream.normed(&self.norm);
-        Ok(Trace { tokens: tokens.shallow_clone(), rotations, attention, layers, last, hidden })
+        let routes = routing.routes();
+        Ok(Trace { tokens: tokens.shallow_clone(), rotations, attention, routes, layers, last, hidden })
     }
 
     /// Adds the gradients of all parameters but the LM head to `gradients`.
@@ -322,8 +333,10 @@ impl Model {
         hooks: &mut S,
     ) -> Result<(), S::Error> {
         no_grad(|| {
-            let Trace { tokens, rotations, attention, layers, last, hidden } = trace;
+            let Trace { tokens, rotations, attention, routes, layers, last, hidden } = trace;
             drop(hidden);
+            let mut replay = routes.as_ref().map(Replay::again);
+            let mut routing = Routing::replaying(replay.as_mut());
             let end = 1 + self.layers.len();
             hooks.before_backward(end)?;
             let mut gradient = self.norm.backward(&last, hidden_gradient, None, gradients);
@@ -334,7 +347,8 @@ impl Model {
                 let activations = match kept {
                     Kept::Activations(activations) => *activations,
                     Kept::Input(residual) => {
-                        layer.forward_traced(Stream { residual, pending: None }, &rotations, &attention).1
+                        let stream = Stream { residual, pending: None };
+                        layer.forward_traced(stream, &rotations, &attention, &mut routing).1
                     }
                 };
                 gradient = layer.backward(activations, &gradient, &rotations, gradients);

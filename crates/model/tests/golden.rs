@@ -6,10 +6,13 @@ mod golden_models;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use pacs_model::attention::{Packed, PackedRow, packed_positions};
 use pacs_model::logprob::{Targets, answer_logprobs, head_backward};
-use pacs_model::{Keep, Model, ModelConfig, Parameters, score};
+use pacs_model::{
+    Keep, Model, ModelConfig, NoHooks, Parameters, RecordedRoutes, Replay, RouteLog, RouteShape, Routing, score,
+};
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
 use pacs_torch::with_emulated_flash;
 
@@ -255,6 +258,55 @@ fn check_packed_rows() {
             }
             start += row.tokens() as i64;
         }
+    }
+}
+
+/// Routes of an earlier pass hold in layers whose activations are kept and in those that the backward computes again.
+#[test]
+fn replayed_routes_are_those_of_every_computation_of_a_pass() {
+    let golden = Golden::load("qwen3_moe");
+    let (model, shape) = (golden.model(), RouteShape::of(&golden.config).unwrap());
+    let rows = mixed_rows();
+    let (tokens, positions) = (made_up_tokens(&rows), Tensor::from_slice(&packed_positions(&rows)));
+    let count = tokens.numel();
+    let mut log = RouteLog::new(shape);
+    let mut recording = Routing::Record(&mut log);
+    let mut attention = Packed::new(&rows, &model);
+    let Ok(plain) =
+        no_grad(|| model.hidden_with_hooks(&tokens, &positions, &mut attention, &mut recording, &mut NoHooks));
+    assert!(plain.equal(&no_grad(|| model.hidden(&tokens, &positions, &mut Packed::new(&rows, &model)))));
+    let mut own = Vec::new();
+    log.append(0..count, &mut own);
+    assert_eq!(shape.check(&own, count), Ok(()));
+
+    let pass = |routes: Option<&[u8]>, keep: Keep| {
+        let mut replay = routes.map(|bytes| Replay::new(Rc::new(RecordedRoutes::new(shape, bytes.to_vec()))));
+        let gradients = model.zero_gradients();
+        let (attention, mut routing) = (Packed::new(&rows, &model), Routing::replaying(replay.as_mut()));
+        let Ok(trace) = model.forward_with_hooks(&tokens, &positions, attention, keep, &mut routing, &mut NoHooks);
+        let hidden = trace.hidden().copy();
+        model.backward(trace, &hidden.sin(), &gradients);
+        let rerouted = replay.and_then(|replay| Some(replay.rerouted()?.sum(Kind::Int64).int64_value(&[])));
+        (hidden, gradients, rerouted)
+    };
+    let keeps = [Keep::All, Keep::Last(0), Keep::Last(1)];
+    for keep in keeps {
+        let (hidden, gradients, nothing) = pass(None, keep);
+        let (same_hidden, same_gradients, rerouted) = pass(Some(&own), keep);
+        assert!(hidden.equal(&same_hidden) && gradients.equal(&same_gradients), "{keep:?}");
+        assert_eq!((nothing, rerouted), (None, Some(0)), "{keep:?}");
+    }
+    // Two neighbours of eight experts are never the two before them.
+    let others: Vec<u8> = own.iter().map(|expert| (expert + 1) % 8).collect();
+    let (hidden, gradients, rerouted) = pass(Some(&others), Keep::All);
+    assert!(difference(&hidden, &plain) > 1e-3, "the experts make no difference");
+    assert!(rerouted >= Some(count as i64), "all of the first layer are others: {rerouted:?}");
+    let scale = f64::try_from(gradients.abs().max()).unwrap();
+    for keep in keeps {
+        let (again, same_gradients, counted) = pass(Some(&others), keep);
+        assert!(difference(&again, &hidden) < 1e-5, "{keep:?}");
+        assert!(difference(&same_gradients, &gradients) < 1e-5 * scale.max(1.0), "{keep:?}");
+        assert_eq!(counted, rerouted, "{keep:?}: what the backward computes again counts once");
     }
 }
 

@@ -78,6 +78,7 @@ impl From<Sample> for v1::Sample {
             version: sample.version.0,
             sampled_logprobs: sample.sampled_logprobs,
             spans: sample.spans.into_iter().map(Into::into).collect(),
+            routes: sample.routes.into(),
         }
     }
 }
@@ -120,6 +121,8 @@ impl TryFrom<v1::Sample> for Sample {
             version: WeightVersion(wire.version),
             sampled_logprobs: wire.sampled_logprobs,
             spans,
+            // A copy: what was decoded is a part of the whole message.
+            routes: wire.routes.to_vec(),
         })
     }
 }
@@ -213,6 +216,7 @@ mod tests {
             finish: FinishReason::Stop,
             version: WeightVersion(3),
             spans: [3, 4].map(|version| VersionSpan { version: WeightVersion(version), tokens: 1 }).to_vec(),
+            routes: vec![1, 0, 7, 2],
         }
     }
 

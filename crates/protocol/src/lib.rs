@@ -16,7 +16,7 @@ pub use convert::{HIGHEST_LOGPROB, LOWEST_LOGPROB, MOST_REWARD, WireError};
 
 /// Largest message that either side sends or accepts, in bytes.
 ///
-/// Whatever grows with a job is divided: a batch is streamed, and an answer holds as many leases or verdicts as fit
+/// Messages that grow with a job are divided: a batch is streamed, and an answer holds as many leases or verdicts as fit
 /// into [`ANSWER_BYTES`]. A single sample cannot be divided, so [`pacs_types::MAX_SAMPLE_BYTES`] is below this.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
 

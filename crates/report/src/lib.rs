@@ -20,6 +20,6 @@ pub use bootstrap::{Bootstrap, Difference, Interval};
 pub use majority::{Votes, majority};
 pub use measured::{MEASURED_PROBLEMS, MeasuredProblem};
 pub use pass_at_k::{pass_at, pass_curve, powers_of_two};
-pub use plot::{Plot, Point, Scale, Series};
+pub use plot::{Plot, Point, Scale, Series, swatch};
 pub use seeds::{sign_flip, student};
 pub use table::Table;

@@ -13,6 +13,21 @@ const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9
 /// Dash patterns, one for each further round of colours.
 const DASHES: [&str; 4] = ["", "6 3", "2 3", "8 3 2 3"];
 
+/// A drawing and the margins around its axes, in pixels.
+#[derive(Clone, Copy)]
+struct Frame {
+    width: f64,
+    height: f64,
+    left: f64,
+    right: f64,
+    top: f64,
+    bottom: f64,
+}
+
+const FILE: Frame = Frame { width: WIDTH, height: HEIGHT, left: LEFT, right: RIGHT, top: TOP, bottom: BOTTOM };
+/// As wide as a column of a page, because a file that is scaled down to that has letters that nobody can read.
+const INLINE: Frame = Frame { width: 440.0, height: 220.0, left: 52.0, right: 10.0, top: 8.0, bottom: 24.0 };
+
 /// A line plot with shaded intervals, written as an SVG file. Text uses the reader's own sans-serif font, so that
 /// none is embedded.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -65,7 +80,7 @@ impl Plot {
     /// Renders the SVG file. Without drawable points it shows empty axes.
     #[must_use]
     pub fn to_svg(&self) -> String {
-        let axes = self.axes();
+        let axes = self.axes(FILE);
         let mut svg = String::new();
         let mut put = |line: String| {
             svg.push_str(&line);
@@ -132,7 +147,59 @@ impl Plot {
         svg
     }
 
-    fn axes(&self) -> Axes {
+    /// Renders the axes and lines alone, for a page that writes title, unit and legend itself. A series has the class
+    /// `s0` to `s6`, whose CSS `color` it takes, and a dash as a second mark; all else has the colour of the text around.
+    #[must_use]
+    pub fn to_inline_svg(&self) -> String {
+        let mut axes = self.axes(INLINE);
+        let Frame { width, height, left, right, top, bottom } = INLINE;
+        let (end, floor) = (width - right, height - bottom);
+        let points = || self.series.iter().flat_map(|series| &series.points);
+        // What counts failures is mostly 0, which has no room below it.
+        if self.y_range.is_none() && points().all(|point| point.y == 0.0 || !point.y.is_finite()) {
+            (axes.bottom, axes.top) = (0.0, 1.0);
+        }
+        let mut svg = format!(
+            "<svg viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" font-size=\"12\" fill=\"currentColor\">\n"
+        );
+        let mut grid = |path: String, x: f64, y: f64, anchor: &str, text: &str| {
+            let _ = writeln!(
+                svg,
+                r#"<path d="{path}" stroke="currentColor" stroke-opacity=".2"/><text x="{x:.1}" y="{y:.1}" text-anchor="{anchor}">{text}</text>"#
+            );
+        };
+        for (value, text) in axes.x_ticks(self.x_scale) {
+            let x = axes.x(value, self.x_scale);
+            let anchor = if x > end - 16.0 { "end" } else { "middle" };
+            grid(format!("M{x:.1} {top}V{floor}"), x, floor + 16.0, anchor, &text);
+        }
+        for (value, text) in ticks(axes.bottom, axes.top) {
+            let y = axes.y(value);
+            grid(format!("M{left} {y:.1}H{end}"), left - 6.0, y + 4.0, "end", &text);
+        }
+        for (index, series) in self.series.iter().enumerate() {
+            let points: Vec<Point> =
+                series.points.iter().copied().filter(|point| self.x_scale.holds(point.x)).collect();
+            let _ = writeln!(svg, r#"<g class="s{}">"#, index % COLOURS.len());
+            let band = axes.band(&points, self.x_scale);
+            if !band.is_empty() {
+                let _ = writeln!(svg, r#"<path d="{band}" fill="currentColor" fill-opacity="0.15"/>"#);
+            }
+            let line = axes.line(&points, self.x_scale);
+            let _ = writeln!(svg, r#"<path d="{line}" {}/>"#, inline_stroke(index));
+            if points.len() <= 32 {
+                for point in points.iter().filter(|point| point.y.is_finite()) {
+                    let (x, y) = (axes.x(point.x, self.x_scale), axes.y(point.y));
+                    let _ = writeln!(svg, r#"<circle cx="{x:.1}" cy="{y:.1}" r="2.5" fill="currentColor"/>"#);
+                }
+            }
+            svg.push_str("</g>\n");
+        }
+        svg.push_str("</svg>\n");
+        svg
+    }
+
+    fn axes(&self, frame: Frame) -> Axes {
         let points =
             || self.series.iter().flat_map(|series| &series.points).filter(|point| self.x_scale.holds(point.x));
         let across = points().filter(|point| point.y.is_finite()).map(|point| self.x_scale.place(point.x));
@@ -148,7 +215,7 @@ impl Plot {
                 (low - room, high + room)
             }),
         };
-        Axes { left, right, bottom, top }
+        Axes { frame, left, right, bottom, top }
     }
 }
 
@@ -167,6 +234,7 @@ impl Scale {
 
 /// Ranges of both axes; the horizontal one is in scaled coordinates.
 struct Axes {
+    frame: Frame,
     left: f64,
     right: f64,
     bottom: f64,
@@ -175,13 +243,15 @@ struct Axes {
 
 impl Axes {
     fn x(&self, x: f64, scale: Scale) -> f64 {
-        LEFT + (scale.place(x) - self.left) / (self.right - self.left) * (WIDTH - LEFT - RIGHT)
+        let Frame { width, left, right, .. } = self.frame;
+        left + (scale.place(x) - self.left) / (self.right - self.left) * (width - left - right)
     }
 
     fn y(&self, y: f64) -> f64 {
         // A given range may be narrower than the values, which are then drawn at its edge.
         let part = ((y - self.bottom) / (self.top - self.bottom)).clamp(0.0, 1.0);
-        HEIGHT - BOTTOM - part * (HEIGHT - TOP - BOTTOM)
+        let Frame { height, top, bottom, .. } = self.frame;
+        height - bottom - part * (height - top - bottom)
     }
 
     fn x_ticks(&self, scale: Scale) -> Vec<(f64, String)> {
@@ -230,6 +300,19 @@ impl Axes {
         }
         path
     }
+}
+
+/// A piece of the line of the series at `index` in [`Plot::to_inline_svg`], for a legend.
+#[must_use]
+pub fn swatch(index: usize) -> String {
+    let (class, stroke) = (index % COLOURS.len(), inline_stroke(index));
+    format!(r#"<svg class="s{class}" viewBox="0 0 26 10" aria-hidden="true"><path d="M0 5H26" {stroke}/></svg>"#)
+}
+
+fn inline_stroke(index: usize) -> String {
+    let dash = DASHES[index % DASHES.len()];
+    let dash = if dash.is_empty() { String::new() } else { format!(r#" stroke-dasharray="{dash}""#) };
+    format!(r#"fill="none" stroke="currentColor" stroke-width="2"{dash}"#)
 }
 
 /// Range of the values; a single value gets a margin on both sides.

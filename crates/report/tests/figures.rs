@@ -1,6 +1,6 @@
 //! Figures and tables as they are written.
 
-use pacs_report::{Plot, Point, Scale, Series, Table};
+use pacs_report::{Plot, Point, Scale, Series, Table, swatch};
 
 fn plot(points: Vec<Point>) -> Plot {
     Plot {
@@ -51,6 +51,27 @@ fn more_lines_than_colours_are_told_apart_by_dashes() {
     let svg = Plot { series: series.collect(), ..plot(vec![]) }.to_svg();
     // Two of nine lines, each once in the drawing and once in the legend.
     assert_eq!(svg.matches("stroke-dasharray").count(), 4);
+}
+
+#[test]
+fn a_plot_of_a_page_takes_its_colours_from_it_and_has_a_dash_for_each_line() {
+    let series = (0..9).map(|at| Series { name: format!("s{at}"), points: vec![point(1.0, 0.1), point(4.0, 0.9)] });
+    let plot = Plot { series: series.collect(), ..plot(vec![]) };
+    let svg = plot.to_inline_svg();
+    // From (52, 196) to (430, 8), without title and legend.
+    assert!(svg.contains(r#"d="M52.0 177.2L430.0 26.8" fill="none" stroke="currentColor""#), "{svg}");
+    assert!(!svg.contains('#') && !svg.contains("pass@k") && !svg.contains("s8"), "{svg}");
+    // Those of the patterns without a gap are three of nine.
+    assert_eq!((svg.matches("stroke-dasharray").count(), svg.matches(r#"<g class="s0">"#).count()), (6, 2));
+    assert!(
+        swatch(7).contains(r#"class="s0""#) && swatch(7).contains("stroke-dasharray") && !swatch(8).contains("dash")
+    );
+    let zero = Plot {
+        y_range: None,
+        series: vec![Series { name: "z".to_owned(), points: vec![Point { x: 1.0, y: 0.0, interval: None }] }],
+        ..plot
+    };
+    assert!(zero.to_inline_svg().contains(r#"cy="196.0""#), "0 is at the bottom");
 }
 
 #[test]

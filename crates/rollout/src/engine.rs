@@ -1,9 +1,11 @@
 //! Generation: groups in, finished samples out, one pass of the model at a time.
 
+mod routes;
+
 use std::sync::Arc;
 
 use pacs_engine::{Finished, GroupJob, SamplingOptions};
-use pacs_model::{Model, ModelConfig, Parameters, kernel_shape, load_kernels};
+use pacs_model::{Model, ModelConfig, NoHooks, Parameters, RouteShape, Routing, kernel_shape, load_kernels};
 use pacs_spec::Kernels;
 use pacs_text::{StopStrings, Tokenizer, TokenizerError};
 use pacs_torch::tch::{Device, Kind, TchError, Tensor, no_grad};
@@ -84,9 +86,19 @@ pub struct Engine {
     graphs: Option<DecodeGraphs>,
     version: WeightVersion,
     cache: KvCache,
-    /// With a prompt it keeps the hidden state of its last token, `[1, D]`, which samples that join later start from.
-    scheduler: Scheduler<Row, Option<Tensor>>,
+    /// How experts are recorded; none of a dense model.
+    routes: Option<RouteShape>,
+    scheduler: Scheduler<Row, Prefilled>,
     counts: EngineCounts,
+}
+
+/// What is kept of a prompt besides its keys and values.
+#[derive(Debug, Default)]
+struct Prefilled {
+    /// Hidden state of its last token, `[1, D]`, once it is complete: samples that join later start from it.
+    last: Option<Tensor>,
+    /// The experts that computed its tokens so far; empty where they are not recorded.
+    routes: Arc<Vec<u8>>,
 }
 
 /// One sample in the making.
@@ -104,6 +116,11 @@ struct Row {
     sampled_logprobs: Vec<f32>,
     spans: Vec<VersionSpan>,
     entropy_sum: f64,
+    records_routes: bool,
+    /// The experts of the prompt, once there is a token.
+    prompt_routes: Arc<Vec<u8>>,
+    /// Those of all tokens but the last.
+    routes: Vec<u8>,
 }
 
 impl Row {
@@ -155,6 +172,7 @@ impl Engine {
         };
         let (scheduler, counts) = (Scheduler::new(bounds), EngineCounts::default());
         let device_kernels = of_device(&config, options.kernels, kind, device);
+        let routes = RouteShape::of(&config);
         let mut engine = Self {
             model,
             parameters,
@@ -166,6 +184,7 @@ impl Engine {
             graphs: None,
             version,
             cache,
+            routes,
             scheduler,
             counts,
         };
@@ -297,6 +316,7 @@ impl Engine {
         self.check(&job).map_err(|problem| EngineError::Refused { ticket: job.ticket, problem })?;
         let (prompt, options): (Arc<[u32]>, _) = (job.prompt.into(), Arc::new(job.options));
         let stop = Arc::new(StopStrings::new(self.tokenizer.as_deref(), &options.stop));
+        let records_routes = job.records_routes;
         for (index, noise) in job.samples {
             let row = Row {
                 ticket: job.ticket,
@@ -310,6 +330,9 @@ impl Engine {
                 sampled_logprobs: Vec::new(),
                 spans: Vec::new(),
                 entropy_sum: 0.0,
+                records_routes,
+                prompt_routes: Arc::default(),
+                routes: Vec::new(),
             };
             self.scheduler.submit(job.ticket, prompt.len(), options.max_new_tokens as usize, row);
         }
@@ -331,6 +354,9 @@ impl Engine {
             return Err(format!(
                 "temperature {temperature} and top_p {top_p} must be above 0, min_p {min_p} 0 to below 1"
             ));
+        }
+        if job.records_routes && self.routes.is_none() {
+            return Err("its experts are to be recorded, and the model is no mixture of experts".into());
         }
         if self.tokenizer.is_none() && !job.options.stop.is_empty() {
             return Err("stop strings need a tokenizer".into());
@@ -426,7 +452,7 @@ impl Engine {
         if let Some(hidden) = hidden {
             for (row, chunk) in completed {
                 let last = hidden.f_narrow(0, lasts[chunk], 1)?.copy();
-                self.scheduler.prompt_mut(row).kept = Some(last);
+                self.scheduler.prompt_mut(row).kept.last = Some(last);
             }
             for (row, chunk) in starts {
                 rows.push(row);
@@ -439,8 +465,8 @@ impl Engine {
             }
         }
         for &row in &plan.joined {
-            let kept = self.scheduler.prompt(row).kept.as_ref().expect("a complete prompt keeps its last hidden state");
-            states.push(kept.shallow_clone());
+            let kept = &self.scheduler.prompt(row).kept;
+            states.push(kept.last.as_ref().expect("a complete prompt keeps its last hidden state").shallow_clone());
             rows.push(row);
         }
         if rows.is_empty() {
@@ -491,8 +517,18 @@ impl Engine {
             return Ok(None);
         }
         let (tokens, positions) = (self.indices(&tokens), self.indices(&positions));
-        let mut attention = self.cache.pass(decode, chunks)?;
-        Ok(Some(self.model.hidden(&tokens, &positions, &mut attention)))
+        let mut log = self.route_log(plan);
+        let hidden = {
+            let mut routing = log.as_mut().map_or(Routing::Own, Routing::Record);
+            let mut attention = self.cache.pass(decode, chunks)?;
+            let Ok(hidden) =
+                self.model.hidden_with_hooks(&tokens, &positions, &mut attention, &mut routing, &mut NoHooks);
+            hidden
+        };
+        if let Some(log) = log {
+            self.keep_routes(plan, &log);
+        }
+        Ok(Some(hidden))
     }
 
     fn count(&mut self, chunks: &[Chunk]) {
@@ -544,6 +580,7 @@ impl Engine {
         let mut ended = Vec::new();
         for (place, &index) in rows.iter().enumerate() {
             let version = self.version;
+            self.take_prompt_routes(index);
             let row = self.scheduler.sample_mut(index);
             row.tokens.push(u32::try_from(tokens[place]).expect("a token is a vocabulary index"));
             row.logprobs.push(logprobs[place]);
@@ -599,6 +636,7 @@ impl Engine {
             version: row.spans.iter().map(|span| span.version).min().unwrap_or(self.version),
             sampled_logprobs: row.sampled_logprobs,
             spans: row.spans,
+            routes: [&row.prompt_routes[..], &row.routes].concat(),
         };
         Ok(Finished { ticket: row.ticket, index: row.index, sample })
     }

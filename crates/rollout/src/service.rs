@@ -113,7 +113,8 @@ impl Worker for Rollout {
                 false => following.run().await,
             }
         };
-        serve(membership, engine, outputs, LeaseTerms { most_samples: rows }, weights).await
+        let terms = LeaseTerms { most_samples: rows, records_routes: spec.rollout.router_replay };
+        serve(membership, engine, outputs, terms, weights).await
     }
 }
 

@@ -415,7 +415,8 @@ mod tests {
         let key = |index| (index, NoiseKey::new(1, 0, SampleId { group: GroupId(ticket), index }));
         let options =
             SamplingOptions { temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0, max_new_tokens, stop: Vec::new() };
-        Command::Generate(GroupJob { ticket, prompt: vec![1, 2, 3], samples: (0..samples).map(key).collect(), options })
+        let samples = (0..samples).map(key).collect();
+        Command::Generate(GroupJob { ticket, prompt: vec![1, 2, 3], samples, options, records_routes: false })
     }
 
     fn finished(output: Output) -> Finished {

@@ -78,7 +78,8 @@ fn generate(engine: &mut Engine, ticket: u64) -> Finished {
     let options =
         SamplingOptions { temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0, max_new_tokens: 24, stop: Vec::new() };
     let key = NoiseKey::new(1, 0, SampleId { group: GroupId(1), index: 0 });
-    engine.submit(GroupJob { ticket, prompt: vec![5, 6, 7, 8], samples: vec![(0, key)], options }).expect("fits");
+    let (prompt, samples) = (vec![5, 6, 7, 8], vec![(0, key)]);
+    engine.submit(GroupJob { ticket, prompt, samples, options, records_routes: false }).expect("fits");
     let mut finished = Vec::new();
     while finished.is_empty() {
         finished.extend(engine.step().expect("generates"));

@@ -6,11 +6,12 @@ mod golden_models;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pacs_model::{Model, ModelConfig, Parameters, score};
+use pacs_model::attention::{Packed, PackedRow, packed_positions};
+use pacs_model::{Model, ModelConfig, NoHooks, Parameters, RouteLog, RouteShape, Routing, score};
 use pacs_rollout::{Engine, EngineOptions, Finished, GroupJob, MappedWeights, SamplingOptions, WeightsError};
 use pacs_spec::Kernels;
 use pacs_text::Tokenizer;
-use pacs_torch::tch::{Device, Kind, Tensor};
+use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
 use pacs_torch::{DeviceKernels, Graphs, KernelError, KernelShape};
 use pacs_types::{FinishReason, GroupId, NoiseKey, SampleId, VersionSpan, WeightVersion};
 use pacs_weights::{Fetched, HostStore, Received, Transport, VersionId, WeightKind};
@@ -44,7 +45,8 @@ fn options(max_new_tokens: u32) -> SamplingOptions {
 
 fn job(ticket: u64, prompt: &[u32], samples: u32, options: SamplingOptions) -> GroupJob {
     let key = |index| (index, NoiseKey::new(1, 0, SampleId { group: GroupId(ticket), index }));
-    GroupJob { ticket, prompt: prompt.to_vec(), samples: (0..samples).map(key).collect(), options }
+    let (prompt, samples) = (prompt.to_vec(), (0..samples).map(key).collect());
+    GroupJob { ticket, prompt, samples, options, records_routes: false }
 }
 
 fn run(engine: &mut Engine) -> Vec<Finished> {
@@ -357,6 +359,113 @@ fn weights_may_be_replaced_while_samples_run() {
     }
     engine.submit(job(2, &prompt, 1, options(3))).expect("fits");
     assert_eq!(run(&mut engine)[0].sample.version, WeightVersion(9));
+}
+
+/// The same group with its experts recorded.
+fn recorded(job: GroupJob) -> GroupJob {
+    GroupJob { records_routes: true, ..job }
+}
+
+/// The experts that the model chooses for each token of a sequence.
+fn plain_routes(model: &Model, shape: RouteShape, tokens: &[u32]) -> Vec<u8> {
+    let rows = [PackedRow { prompt_len: tokens.len(), answer_lens: Vec::new() }];
+    let tokens = Tensor::from_slice(&tokens.iter().map(|token| i64::from(*token)).collect::<Vec<_>>());
+    let (positions, mut log) = (Tensor::from_slice(&packed_positions(&rows)), RouteLog::new(shape));
+    let (mut attention, mut routing) = (Packed::new(&rows, model), Routing::Record(&mut log));
+    let Ok(_) = no_grad(|| model.hidden_with_hooks(&tokens, &positions, &mut attention, &mut routing, &mut NoHooks));
+    let mut routes = Vec::new();
+    log.append(0..tokens.numel(), &mut routes);
+    routes
+}
+
+/// Prompts in one piece and in several, rows that wait for a prompt, samples that are computed again, ends before the limit.
+#[test]
+fn recorded_experts_are_those_of_a_plain_forward_for_every_token_but_the_last() {
+    let name = "qwen3_moe";
+    let prompts = sequences(name);
+    let config = ModelConfig::read(&golden(name)).expect("golden model");
+    let parameters = Parameters::load(&golden(name), &config, Kind::Float, Device::Cpu).expect("golden model");
+    let (model, shape) = (Model::new(&config, &parameters), RouteShape::of(&config).expect("a mixture of experts"));
+    let roomy =
+        EngineOptions { rows: 5, prefill_tokens: 64, cache_tokens: 20_000, kernels: Kernels::Auto, cuda_graphs: true };
+    let tight = EngineOptions { rows: 12, prefill_tokens: 7, cache_tokens: 256, ..roomy };
+    let reference = EngineOptions { kernels: Kernels::Reference, prefill_tokens: 9, ..roomy };
+    let (mut preemptions, mut recorded_bytes, mut apart) = (0, 0, 0);
+    for options in [roomy, tight, reference] {
+        let mut engine = engine_with(name, options, true);
+        for (ticket, prompt) in prompts.iter().enumerate() {
+            engine.submit(recorded(job(ticket as u64, prompt, 4, self::options(70)))).expect("fits");
+        }
+        for Finished { ticket, sample, .. } in run(&mut engine) {
+            let tokens = [&prompts[ticket as usize][..], &sample.tokens].concat();
+            let inputs = &tokens[..tokens.len() - 1];
+            assert_eq!(shape.check(&sample.routes, inputs.len()), Ok(()), "{options:?}");
+            let plain = plain_routes(&model, shape, inputs);
+            recorded_bytes += plain.len();
+            apart += sample.routes.iter().zip(&plain).filter(|(recorded, plain)| recorded != plain).count();
+        }
+        preemptions += engine.counts().preemptions;
+    }
+    assert!(preemptions > 0 && recorded_bytes > 5000, "{preemptions} preemptions, {recorded_bytes} bytes");
+    // Keys from the cache are rounded otherwise, and now and then two experts are as good as equally probable.
+    assert!(apart * 1000 <= recorded_bytes, "{apart} of {recorded_bytes} bytes differ");
+}
+
+#[test]
+fn experts_are_recorded_of_the_groups_that_ask_for_it() {
+    let prompts = sequences("qwen3_moe");
+    let mut engine = engine("qwen3_moe", 8, false);
+    engine.submit(recorded(job(1, &prompts[0], 2, options(6)))).expect("fits");
+    engine.submit(job(2, &prompts[1], 2, options(6))).expect("fits");
+    let routes: Vec<usize> = run(&mut engine).iter().map(|finished| finished.sample.routes.len()).collect();
+    // Two layers of two experts in a byte each.
+    let recorded_bytes = 4 * (prompts[0].len() + 5);
+    assert_eq!(routes, [recorded_bytes, recorded_bytes, 0, 0]);
+    let mut dense = self::engine("qwen3", 4, true);
+    let refused = dense.submit(recorded(job(1, &[1], 1, options(5)))).expect_err("a dense model");
+    assert!(refused.to_string().contains("no mixture of experts"), "{refused}");
+}
+
+/// An answer that new weights take over keeps the experts of the old ones, and a prompt that they find in the making has only theirs.
+#[test]
+fn experts_of_a_sample_are_those_of_the_weights_that_computed_each_token() {
+    let name = "qwen3_moe";
+    let (prompt, token_bytes) = (sequences(name).remove(2), 4);
+    let sample = |updated_after: Option<usize>| {
+        let options = EngineOptions {
+            rows: 2,
+            prefill_tokens: 16,
+            cache_tokens: 2_000,
+            kernels: Kernels::Auto,
+            cuda_graphs: false,
+        };
+        let mut engine = engine_with(name, options, false);
+        engine.submit(recorded(job(1, &prompt, 1, self::options(12)))).expect("fits");
+        if let Some(passes) = updated_after {
+            (0..passes).for_each(|_| finished_none(&engine.step().expect("generates")));
+            // Without scores all experts are equally probable, and a router takes the same two for every token.
+            let _ = no_grad(|| engine.parameters_mut(WeightVersion(9)).flat.zero_());
+        }
+        run(&mut engine).remove(0).sample
+    };
+    let passes = prompt.len().div_ceil(16);
+    assert!(passes > 2, "the prompt takes several passes");
+    let plain = sample(None);
+    let is_constant = |routes: &[u8]| routes.chunks_exact(2).all(|pair| pair == &routes[..2]);
+    assert!(!is_constant(&plain.routes));
+
+    // Five more passes: the answer has six tokens, and the newest is not computed yet.
+    let continued = sample(Some(passes + 5));
+    assert_eq!(continued.spans.iter().map(|span| span.tokens).collect::<Vec<_>>(), [6, 6]);
+    let computed = token_bytes * (prompt.len() + 5);
+    assert_eq!(continued.routes.len(), plain.routes.len());
+    assert_eq!(continued.routes[..computed], plain.routes[..computed]);
+    assert!(is_constant(&continued.routes[computed..]));
+
+    let begun_anew = sample(Some(1));
+    assert_eq!(begun_anew.version, WeightVersion(9));
+    assert_eq!(begun_anew.routes.len(), plain.routes.len());
+    assert!(is_constant(&begun_anew.routes));
 }
 
 /// Weights in a store, which a process maps; a tenth smaller than those of the model.

@@ -36,7 +36,8 @@ fn check(name: &str, device: Device, cuda_graphs: bool) -> usize {
             stop: Vec::new(),
         };
         let samples = (0..=2 * ticket as u32).map(key).collect();
-        engine.submit(GroupJob { ticket, prompt: prompt.clone(), samples, options }).expect("fits");
+        let prompt = prompt.clone();
+        engine.submit(GroupJob { ticket, prompt, samples, options, records_routes: false }).expect("fits");
     }
     let mut finished = Vec::new();
     while !engine.is_idle() {

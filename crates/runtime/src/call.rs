@@ -168,7 +168,7 @@ impl Policy {
     /// Calls until there is an answer, or no further try is worthwhile.
     ///
     /// # Errors
-    /// See [`CallError`].
+    /// [`CallError::OutOfPatience`] after this policy's patience; the others end the tries at once.
     pub async fn run<T, F>(self, attempt: impl FnMut() -> F) -> Result<T, CallError>
     where
         F: Future<Output = Result<Response<T>, Status>>,

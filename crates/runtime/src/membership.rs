@@ -139,7 +139,7 @@ impl Link {
     /// Connects once to the process of role `peer` at `address` (host:port), for calls of this worker's run.
     ///
     /// # Errors
-    /// See [`DialError`].
+    /// As [`dial`].
     pub async fn dial(&self, address: &str, peer: PeerRole) -> Result<RunChannel, DialError> {
         dial(address, peer, &self.security, &self.run_id).await
     }
@@ -296,7 +296,7 @@ impl Membership {
     /// is requested from `shutdown`.
     ///
     /// # Errors
-    /// See [`JoinError`].
+    /// When no coordinator answers within the deadline for joining, or the one that does refuses this worker.
     pub async fn join(link: &Link, identity: &WorkerIdentity, shutdown: &Shutdown) -> Result<Self, JoinError> {
         Self::join_again(link, identity, shutdown, false).await
     }

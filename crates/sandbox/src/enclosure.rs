@@ -1,7 +1,7 @@
 //! The layers of a sandbox around a program that stays, such as a verifier of a user's own.
 //!
 //! A [`Sandbox`](crate::Sandbox) forks a process for each job. A program that loads its libraries once and then answers for hours cannot be
-//! forked like that, so the layers surround its whole life: whatever a text makes it do, it does in there. It takes two processes, because a
+//! forked like that, so the layers surround its whole life: a text that takes it over gains no more than that. It takes two processes, because a
 //! pid namespace holds for the children of the process that makes it: [`Enclosure::isolate`] is called in the first one, and
 //! [`Isolated::lock`] in the second one, which then executes the program.
 

@@ -162,6 +162,8 @@ pub enum Told {
     Compile(String),
     /// It raised an exception.
     Error(String),
+    /// The exception of a call, after [`Told::Error`]: names of its classes, its arguments and its text. `warm.py` has the encoding.
+    Raised(serde_json::Value),
     /// It asked for more memory than there is.
     Memory(String),
     /// The command cannot be executed.

@@ -242,6 +242,12 @@ def encoded(value, depth=0):
     return {"other": type(value).__name__}
 
 
+def raised(error):
+    """What an exception of a call is, for a process that has the same classes under the same names."""
+    classes = [type.__dict__["__name__"].__get__(kind) for kind in type.__dict__["__mro__"].__get__(type(error))]
+    return {"classes": classes, "arguments": encoded(list(error.args)), "text": str(error)}
+
+
 def tell(kind, text):
     os.write(STATUS, json.dumps({"kind": kind, "text": text}).encode("utf-8", "replace") + b"\n")
 
@@ -265,6 +271,7 @@ def run_python(job, case):
         kind = "error"
         exec(program, main.__dict__)
         if "call" in case:
+            kind = "raised"
             value = eval(compile(case["call"], "case", "eval"), main.__dict__)
             tell("value", encoded(value))
         elif "function" in case:
@@ -284,7 +291,13 @@ def run_python(job, case):
     except BaseException as error:
         code = 1
         text = traceback.format_exception_only(type(error), error)
-        tell(kind, last_of("".join(text).strip()))
+        tell("error" if kind == "raised" else kind, last_of("".join(text).strip()))
+        if kind == "raised":
+            try:
+                tell(kind, raised(error))
+            except BaseException:
+                # It is told as an error, which is what a call without a test of its exceptions needs.
+                pass
     try:
         threading._shutdown()
         atexit._run_exitfuncs()

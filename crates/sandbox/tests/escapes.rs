@@ -425,6 +425,44 @@ os._exit(0)";
 }
 
 #[tokio::test]
+async fn what_a_call_raises_is_told_with_its_classes() {
+    let mut sandbox = sandbox().await;
+    let source = "class Odd(ValueError): pass
+class Sly(Exception):
+    args = property(lambda e: 1 / 0)
+class Meta(type):
+    __mro__ = __name__ = property(lambda c: 1 / 0)
+class Masked(Exception, metaclass=Meta): pass
+def f(kind, *arguments): raise kind(*arguments)";
+    let told = |names: &[&str], arguments: serde_json::Value, text: &str| {
+        let classes: Vec<&str> = names.iter().copied().chain(["Exception", "BaseException", "object"]).collect();
+        Told::Raised(serde_json::json!({"classes": classes, "arguments": arguments, "text": text}))
+    };
+    for (call, expected) in [
+        (
+            "f(Odd, 'x', (1, 2.5))",
+            vec![
+                Told::Error("Odd: ('x', (1, 2.5))".into()),
+                told(
+                    &["Odd", "ValueError"],
+                    serde_json::json!(["x", {"tuple": [1, {"float": "0x1.4000000000000p+1"}]}]),
+                    "('x', (1, 2.5))",
+                ),
+            ],
+        ),
+        ("f(Masked)", vec![Told::Error("Masked".into()), told(&["Masked"], serde_json::json!([]), "")]),
+        // It cannot be described, and is an error like any other.
+        ("f(Sly)", vec![Told::Error("Sly".into())]),
+    ] {
+        let ended = run(&mut sandbox, source, &Case::Call { call: call.into() }).await;
+        assert_eq!((ended.outcome, &ended.told), (Outcome::Exited(1), &expected), "{call}");
+    }
+    // What the program raises before the call is no answer to it.
+    let ended = run(&mut sandbox, "raise ValueError('early')", &Case::Call { call: "f()".into() }).await;
+    assert_eq!(ended.told, [Told::Error("ValueError: early".into())]);
+}
+
+#[tokio::test]
 async fn ordinary_programs_run() {
     let mut sandbox = sandbox().await;
     let deep = "import sys, threading\nsys.setrecursionlimit(10 ** 6)\nthreading.stack_size(32 << 20)\n\

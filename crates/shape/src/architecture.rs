@@ -73,11 +73,11 @@ pub enum Activation {
 /// Sizes of a mixture of experts that config.json does not have, as transformers fills them in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExpertDefaults {
-    /// `num_experts`.
+    /// Experts of a layer (`num_experts`).
     pub count: i64,
-    /// `num_experts_per_tok`.
+    /// Experts that a token is sent to (`num_experts_per_tok`).
     pub per_token: i64,
-    /// `moe_intermediate_size`.
+    /// Inner width of one expert (`moe_intermediate_size`).
     pub ffn: i64,
 }
 

@@ -17,6 +17,7 @@ mod golden_models;
 mod layout;
 mod lora;
 mod memory_plan;
+mod routes;
 mod sharding;
 mod units;
 mod weight_files;
@@ -34,6 +35,7 @@ pub use layout::{
 };
 pub use lora::{LinearModule, Lora};
 pub use memory_plan::{HEAD_ROOM, MemoryPlan, ModelPlan, PassShape, StateCopy, TrainingSetup, WINDOWS, head_chunk};
+pub use routes::RouteShape;
 pub use sharding::{Division, Sharding};
 pub use units::{unit_tokens, units};
 pub use weight_files::{WEIGHTS_FILE, WEIGHTS_INDEX, WeightFile, WeightFileError, WeightFiles};

@@ -26,6 +26,7 @@ pub(crate) fn fields_at(path: &str) -> Option<&'static [&'static str]> {
         _ if path.strip_suffix(".generator").is_some_and(is_mixed) => fields_of::<GeneratorSpec>(),
         "rollout" => fields_of::<RolloutSpec>(),
         "rollout.vllm" => fields_of::<VllmSpec>(),
+        "rollout.vllm.server" => fields_of::<VllmServerSpec>(),
         "objective" => fields_of::<ObjectiveSpec>(),
         "optimizer" => fields_of::<OptimizerSpec>(),
         "batch" => fields_of::<BatchSpec>(),
@@ -45,7 +46,7 @@ pub(crate) fn fields_at(path: &str) -> Option<&'static [&'static str]> {
 
 /// Every table path that [`fields_at`] knows.
 /// Those of `reward.verifiers`, `data.mix` and `evaluation.sets` have names of the job's own.
-pub(crate) const TABLES: [&str; 36] = [
+pub(crate) const TABLES: [&str; 37] = [
     "",
     "model",
     "model.lora",
@@ -57,6 +58,7 @@ pub(crate) const TABLES: [&str; 36] = [
     "data.evaluation.generator",
     "rollout",
     "rollout.vllm",
+    "rollout.vllm.server",
     "objective",
     "optimizer",
     "batch",

@@ -24,6 +24,7 @@ mod memory;
 mod objective;
 mod parse;
 mod positions;
+mod routes;
 mod types;
 mod verifier;
 mod vllm;
@@ -48,5 +49,5 @@ pub use verifier::{
     ExecLimits, ExecSpec, Extraction, Form, JudgeKind, JudgeSpec, MathSpec, RewardSpec, RewardVerifierSpec,
     ServiceAddress, VerifierKind, VerifierSpec,
 };
-pub use vllm::{RolloutEngineKind, VllmSpec, endpoint_authority};
+pub use vllm::{RolloutEngineKind, VllmServerSpec, VllmSpec, endpoint_authority};
 pub use weight::StepWeight;

@@ -402,12 +402,13 @@ impl ObjectiveSpec {
     }
 
     fn pacs(&self) -> PacsConfig {
+        let paper = PacsConfig::paper();
         PacsConfig {
-            beta: self.beta.unwrap_or(1.0),
-            score: self.score.unwrap_or(ScoreEstimator::Rloo),
-            reward_method: self.reward_method.unwrap_or(RewardMethod::LogRatio),
-            label_weights: self.label_weights.unwrap_or(LabelWeights::Question),
-            actor_term: self.actor_term.unwrap_or(false),
+            beta: self.beta.unwrap_or(paper.beta),
+            score: self.score.unwrap_or(paper.score),
+            reward_method: self.reward_method.unwrap_or(paper.reward_method),
+            label_weights: self.label_weights.unwrap_or(paper.label_weights),
+            actor_term: self.actor_term.unwrap_or(paper.actor_term),
             importance: self.importance_weights(),
         }
     }

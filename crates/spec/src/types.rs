@@ -284,6 +284,10 @@ pub struct RolloutSpec {
     /// launch per pass instead of hundreds. Default true; no effect on a CPU. Where a graph cannot be captured, a
     /// warning says so and generation continues without.
     pub cuda_graphs: bool,
+    /// Mixtures of experts: samples record which experts computed each token, and the learner computes it with the same ones
+    /// (docs/MODELS.md). With `engine = "native"` only. Default false; refused for dense models, and where a sample with its routes
+    /// does not fit into a message.
+    pub router_replay: bool,
     /// The servers of `engine = "vllm"`. Default: the defaults of its keys; refused with another engine.
     pub vllm: Option<VllmSpec>,
 }
@@ -314,6 +318,7 @@ impl Default for RolloutSpec {
             cache_tokens: 0,
             kernels: Kernels::Auto,
             cuda_graphs: true,
+            router_replay: false,
             vllm: None,
         }
     }

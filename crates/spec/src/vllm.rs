@@ -1,5 +1,6 @@
 //! `rollout.engine` and `[rollout.vllm]`: what generates the samples.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,48 @@ pub struct VllmSpec {
     /// untie`): each version brings them the head as well. Servers on CPUs need it, because vLLM keeps the head of a tied model there as
     /// it was at its start. Default false.
     pub untied_head: bool,
+    /// Servers that PACS starts and ends itself, next to each rollout worker. Default: the servers are yours.
+    pub server: Option<VllmServerSpec>,
+}
+
+/// The vLLM servers that PACS starts, restarts and ends next to each rollout worker, in place of `endpoints` (docs/ENGINES.md): `pacs run`
+/// and the launchers for Slurm and Kubernetes. They listen on loopback addresses, and get their flags from the job: development mode,
+/// `--enable-scale-out`, `--max-model-len`, `--max-num-seqs` (`max_requests`), `--logprobs-mode`, `--dtype` and
+/// `--tensor-parallel-size`. An empty table takes the defaults. A resumed job may change all keys.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VllmServerSpec {
+    /// Program, and the words between it and the model. Default `["vllm", "serve"]`; at most 32 words.
+    pub command: Vec<String>,
+    /// Servers of each rollout worker, on its machine or in its pod. Default 1, 1 to 64.
+    pub count: u32,
+    /// GPUs among which each server divides the model (`--tensor-parallel-size`), its own alone. Default 1, 1 to 64.
+    pub tensor_parallel: u32,
+    /// Folder that the servers are started from. Required with `untied_head`: the one that `pacs model untie` has written. Default:
+    /// `model.path`.
+    pub model: Option<PathBuf>,
+    /// Longest time from the start of a server until it answers `/health`; one that takes longer is killed and started again. Default 900,
+    /// 10 to 86,400.
+    pub start_seconds: u32,
+    /// Further options of the servers, as in `["--gpu-memory-utilization", "0.95"]`; none that the job decides. Default none; at most 128
+    /// words.
+    pub extra_args: Vec<String>,
+    /// Further environment variables of the servers, as in `{ VLLM_BATCH_INVARIANT = "1" }`. Default none; at most 64.
+    pub environment: BTreeMap<String, String>,
+}
+
+impl Default for VllmServerSpec {
+    fn default() -> Self {
+        Self {
+            command: ["vllm", "serve"].map(str::to_owned).to_vec(),
+            count: 1,
+            tensor_parallel: 1,
+            model: None,
+            start_seconds: 900,
+            extra_args: Vec::new(),
+            environment: BTreeMap::new(),
+        }
+    }
 }
 
 impl Default for VllmSpec {
@@ -78,6 +121,7 @@ impl Default for VllmSpec {
             checksums: true,
             max_probe_error: 0.5,
             untied_head: false,
+            server: None,
         }
     }
 }
@@ -98,6 +142,14 @@ impl JobSpec {
             RolloutEngineKind::Native => self.resources.rollouts,
             RolloutEngineKind::Vllm => 0,
         }
+    }
+
+    /// The vLLM servers that PACS starts next to each rollout worker; `None` where the engine is another one, or the servers are the
+    /// operator's.
+    #[must_use]
+    pub fn own_servers(&self) -> Option<&VllmServerSpec> {
+        let vllm = self.rollout.vllm.as_ref().filter(|_| self.rollout.engine == RolloutEngineKind::Vllm)?;
+        vllm.server.as_ref()
     }
 }
 

@@ -49,18 +49,20 @@ pub struct StepWeight {
 }
 
 impl JobSpec {
-    /// What a step weighs between processes.
+    /// What a step weighs between processes, where the routes of a token take so many bytes ([`JobSpec::route_shape`]); 0 where none
+    /// are recorded.
     #[must_use]
-    pub fn step_weight(&self) -> StepWeight {
+    pub fn step_weight(&self, route_bytes: u64) -> StepWeight {
         let sequences = self.sequences_per_step();
         let slots = u64::from(self.slots()) * u64::from(self.rollout.samples_per_prompt);
         let ranks = u64::from(self.resources.learners.max(1));
-        let answer = u64::from(self.rollout.max_new_tokens) * self.answer_token_bytes();
-        let sample_bytes = answer + u64::from(self.rollout.max_new_tokens) * TEXT_BYTES;
+        let answer = u64::from(self.rollout.max_new_tokens) * (self.answer_token_bytes() + route_bytes);
+        let prompt_routes = self.data.max_prompt_tokens as u64 * route_bytes;
+        let sample_bytes = answer + u64::from(self.rollout.max_new_tokens) * TEXT_BYTES + prompt_routes;
         let prompt = self.data.max_prompt_tokens as u64 * TOKEN_BYTES;
         let index = sequences * ENTRY_BYTES;
         // A prompt may stand on every rank that has a sequence of its group.
-        let prompts = u64::from(self.batch.prompts_per_step) * prompt * ranks.min(sequences);
+        let prompts = u64::from(self.batch.prompts_per_step) * (prompt + prompt_routes) * ranks.min(sequences);
         let batch_out_bytes = sequences * answer + prompts + ranks * index;
         StepWeight {
             sequences,
@@ -111,17 +113,21 @@ mod tests {
     #[test]
     fn the_weight_of_a_step_follows_from_its_numbers() {
         let paper = "resources.learners = 8\nrollout.max_new_tokens = 8192\ndata.max_prompt_tokens = 1024";
-        let weight = spec(paper).unwrap().step_weight();
+        let weight = spec(paper).unwrap().step_weight(0);
         assert_eq!((weight.sequences, weight.sample_bytes), (8192, 8192 * 15));
         assert_eq!(weight.samples_in_bytes, 8192 * 8192 * 15);
         // Answers once, the index and at most every prompt on each rank.
         assert_eq!(weight.batch_out_bytes, 8192 * 8192 * 7 + 8 * 8192 * 48 + 8 * 1024 * 1024 * 3);
         assert_eq!(weight.largest_message_bytes, 4 << 20);
         assert!(weight.coordinator_bytes < 256 << 20, "{weight:?}");
-        let cut = spec(&format!("{paper}\nrollout.top_p = 0.9")).unwrap().step_weight();
+        let cut = spec(&format!("{paper}\nrollout.top_p = 0.9")).unwrap().step_weight(0);
         assert_eq!(cut.sample_bytes, 8192 * 19, "two log-probs of each token");
-        let ahead = spec(&format!("{paper}\nasynchrony.max_lag = 2")).unwrap().step_weight();
+        let ahead = spec(&format!("{paper}\nasynchrony.max_lag = 2")).unwrap().step_weight(0);
         assert_eq!(ahead.journal_bytes, 3 * weight.journal_bytes);
+        // Each sample has the routes of its prompt; the learner gets them once a group and rank.
+        let routed = spec(paper).unwrap().step_weight(384);
+        assert_eq!(routed.sample_bytes, 8192 * (15 + 384) + 1024 * 384);
+        assert_eq!(routed.batch_out_bytes - weight.batch_out_bytes, 8192 * 8192 * 384 + 8 * 1024 * 1024 * 384);
     }
 
     #[test]

@@ -120,6 +120,7 @@ fn table(page: &mut String, items: &[Item], item: &Item, path: &str) {
             ("String" | "PathBuf", None) => ("text", None),
             ("Vec<String>" | "Vec<PathBuf>", None) => ("list of texts", None),
             ("toml::Table" | "Table", None) => ("table", None),
+            ("BTreeMap<String, String>", None) => ("table of texts", None),
             (other, None) => panic!("[{path}] {key}: what is a {other}?"),
         };
         let _ =

@@ -37,7 +37,7 @@ pub(crate) mod library {
         /// `operator new(size_t)`: libtorch frees with the operator that belongs to it.
         #[link_name = "_Znwm"]
         pub(crate) fn operator_new(bytes: usize) -> *mut c_void;
-        /// `operator delete(void*)`.
+        /// `operator delete(void*)`, for what a kernel takes over.
         #[link_name = "_ZdlPv"]
         pub(crate) fn operator_delete(place: *mut c_void);
     }

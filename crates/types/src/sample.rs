@@ -48,6 +48,10 @@ pub struct Sample {
     /// Which weights generated which of its tokens, from the first token on. More than one span when the weights were
     /// replaced while it was being generated.
     pub spans: Vec<VersionSpan>,
+    /// The experts of a mixture of experts that computed the tokens of the prompt and then those of the answer, without the last one,
+    /// which nothing was computed of; laid out as `pacs_shape::RouteShape` says. Those of an answer's token are of the pass that drew
+    /// the token after it. Empty where they are not recorded.
+    pub routes: Vec<u8>,
 }
 
 /// Consecutive tokens of a sample that one version of the weights generated.

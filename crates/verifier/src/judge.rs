@@ -37,7 +37,7 @@ pub struct Judgement {
 /// The command of a guard's program that isolates its process for a sandbox: `pacs_sandbox::run_init`.
 pub const SANDBOX_COMMAND: &str = "sandbox-init";
 
-/// One verifier, whatever it is: judges tasks one by one or many at once, and remembers what it said.
+/// One verifier of any kind: judges tasks one by one or many at once, and remembers what it said.
 pub struct Judge {
     by: By,
     cache: Cache,

@@ -167,7 +167,7 @@ impl Submitting {
         loop {
             self.room.tell_activity();
             // Never closed: the leasing side holds a sender.
-            // Whatever has gathered goes into one call: under load calls grow, and an idle worker submits each verdict at once.
+            // All verdicts that are waiting go into one call: under load calls grow, and an idle worker submits each verdict at once.
             self.graded.recv_many(&mut verdicts, self.room.capacity).await;
             while !verdicts.is_empty() {
                 let fitting = how_many_fit(&mut verdicts);

@@ -88,7 +88,7 @@ impl fmt::Display for Leniency {
 /// Checks whether a reference answer can be read, so that responses can be compared with it.
 ///
 /// # Errors
-/// See [`GoldError`].
+/// When it is empty, too long, or neither an expression nor words.
 pub fn check_gold(gold: &str) -> Result<(), GoldError> {
     read(gold, &mut Budget::new()).map(|_| ())
 }
@@ -96,7 +96,7 @@ pub fn check_gold(gold: &str) -> Result<(), GoldError> {
 /// Reads a reference answer and reports how.
 ///
 /// # Errors
-/// See [`GoldError`].
+/// As [`check_gold`].
 pub fn inspect_gold(gold: &str) -> Result<GoldCheck, GoldError> {
     let mut budget = Budget::new();
     let read = read(gold, &mut budget)?;

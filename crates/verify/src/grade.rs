@@ -55,6 +55,17 @@ pub const MAX_GRADE_STEPS: u32 = 4 * MAX_STEPS;
 /// Never panics; the lengths and counts of `limits` bound the work. A response too long or too deep to judge is
 /// [`Outcome::Unparsable`] and not [`Outcome::Failed`]: failed verifications are not trained on, and a policy must not
 /// learn to escape that way.
+///
+/// ```
+/// use pacs_types::Outcome;
+/// use pacs_verify::{Mode, grade};
+///
+/// let verdict = grade(r"Half of it, so $\boxed{\frac{1}{2}}$.", "0.5", Mode::Strict);
+/// assert_eq!((verdict.outcome, verdict.label), (Outcome::Correct, 1.0));
+/// assert_eq!(grade("I do not know.", "0.5", Mode::Strict).outcome, Outcome::Unparsable);
+/// // A reference that cannot be read says nothing about the answer.
+/// assert_eq!(grade(r"\boxed{5}", "(1, 2", Mode::Strict).outcome, Outcome::Failed);
+/// ```
 #[must_use]
 pub fn grade(response: &str, gold: &str, rules: impl Into<Rules>) -> Verdict {
     grade_counted(response, gold, rules).0

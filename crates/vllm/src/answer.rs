@@ -82,7 +82,17 @@ pub(crate) fn accept(
     let version = spans.iter().map(|span| span.version).min().expect("there is a token");
     versions.sort_unstable();
     versions.dedup();
-    let sample = Sample { tokens, logprobs, sampled_logprobs: Vec::new(), entropy_sum, text, finish, version, spans };
+    let sample = Sample {
+        tokens,
+        logprobs,
+        sampled_logprobs: Vec::new(),
+        entropy_sum,
+        text,
+        finish,
+        version,
+        spans,
+        routes: Vec::new(),
+    };
     Ok(Accepted { sample, versions })
 }
 

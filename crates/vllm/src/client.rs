@@ -16,10 +16,7 @@ use crate::wire::{
     UpdateWeightVersion, Version, WeightChecker, WeightInfo, gauge, logprobs_mode,
 };
 
-/// Longest time for a question that costs the server nothing. Its engine answers some of them between two passes, and a pass of
-/// a large prompt takes a while.
-const QUESTION: Duration = Duration::from_secs(30);
-/// Most bytes of an answer to such a question; a server's configuration and metrics are the largest.
+/// Most bytes of an answer to a question that costs the server nothing; its configuration and metrics are the largest.
 const QUESTION_BYTES: usize = 8 << 20;
 /// Most bytes of checksums: a name and a digest for every tensor of every shard.
 const CHECKSUM_BYTES: usize = 64 << 20;
@@ -30,13 +27,23 @@ const PROMPT_TOKEN_BYTES: usize = 256;
 /// Most bytes of what else is in an answer.
 const ANSWER_BYTES: usize = 64 << 10;
 
-/// Longest times of the calls that take long.
+/// Longest times of the calls.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
+    /// A question that costs the server nothing. Its engine answers some of them between two passes, and a pass of a large prompt takes a
+    /// while.
+    pub question: Duration,
     /// From a request for an answer to its end.
     pub request: Duration,
     /// Pausing, loading weights and computing checksums, each.
     pub update: Duration,
+}
+
+impl Default for Limits {
+    /// Half a minute for a question; for the others the defaults of the job spec.
+    fn default() -> Self {
+        Self { question: Duration::from_secs(30), request: Duration::from_secs(1800), update: Duration::from_secs(600) }
+    }
 }
 
 /// The key of servers that ask for one (`vllm serve --api-key`).
@@ -117,12 +124,20 @@ impl Client {
         Self { authority: authority.to_owned(), key, limits }
     }
 
+    /// Asks whether the server has started and its engine is alive.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    pub async fn health(&self) -> Result<(), Fault> {
+        self.call("health", Method::GET, "/health", None, self.limits.question, QUESTION_BYTES).await.map(drop)
+    }
+
     /// What the server says of itself.
     ///
     /// # Errors
     /// See [`Fault`]; [`Fault::Unfit`] when it is not in development mode.
     pub async fn facts(&self) -> Result<ServerFacts, Fault> {
-        self.call("health", Method::GET, "/health", None, QUESTION, QUESTION_BYTES).await?;
+        self.health().await?;
         let Version { version } = self.ask("version", "/version").await?;
         let models: Models = self.ask("models", "/v1/models").await?;
         let info: serde_json::Value = match self.ask("server_info", "/server_info?config_format=json").await {
@@ -153,7 +168,7 @@ impl Client {
     }
 
     pub(crate) async fn load(&self) -> Result<Load, Fault> {
-        let text = self.call("metrics", Method::GET, "/metrics", None, QUESTION, QUESTION_BYTES).await?;
+        let text = self.call("metrics", Method::GET, "/metrics", None, self.limits.question, QUESTION_BYTES).await?;
         let text = String::from_utf8_lossy(&text);
         let read = |name: &str| gauge(&text, name).unwrap_or(0.0).clamp(0.0, f64::from(u32::MAX)) as u32;
         Ok(Load { running: read("vllm:num_requests_running"), queued: read("vllm:num_requests_waiting") })
@@ -184,7 +199,7 @@ impl Client {
     /// See [`Fault`].
     pub async fn set_weight_label(&self, label: &str) -> Result<(), Fault> {
         let body = json(&UpdateWeightVersion { new_version: label });
-        self.command("update_weight_version", "/update_weight_version", Some(body), QUESTION).await
+        self.command("update_weight_version", "/update_weight_version", Some(body), self.limits.question).await
     }
 
     /// Digest of every tensor of every shard.
@@ -225,7 +240,22 @@ impl Client {
         let most = ANSWER_BYTES
             .saturating_add(TOKEN_BYTES.saturating_mul(drawing.max_new_tokens as usize))
             .saturating_add(PROMPT_TOKEN_BYTES.saturating_mul(prompt.len()));
-        self.send("generate", prompt, sampling_params, salt, most).await
+        self.send("generate", prompt, sampling_params, salt, (self.limits.request, most)).await
+    }
+
+    /// Has the server generate one token within `limit`: a server that answers every question may generate nothing. `salt` keeps it
+    /// apart from requests of other weights.
+    pub(crate) async fn first_token(&self, salt: &str, limit: Duration) -> Result<(), Fault> {
+        // Every vocabulary has this token.
+        let answer = self.send("generate", &[0], of_one_token(), salt, (limit, ANSWER_BYTES)).await?;
+        let tokens = answer.choices.first().and_then(|choice| choice.token_ids.as_ref()).map_or(0, Vec::len);
+        match tokens {
+            1 => Ok(()),
+            _ => Err(Fault::Malformed {
+                call: "generate",
+                problem: format!("it has {tokens} tokens, where one was asked for"),
+            }),
+        }
     }
 
     /// Generates one answer and counts its tokens, for measurements: it is checked for nothing.
@@ -240,24 +270,9 @@ impl Client {
 
     /// Scores `tokens` as a prompt; the answer has their log-probs at temperature 1, and one more token.
     pub(crate) async fn score(&self, tokens: &[u32], salt: &str) -> Result<GenerateResponse, Fault> {
-        let sampling_params = SamplingParams {
-            n: 1,
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
-            min_p: 0.0,
-            seed: None,
-            stop: &[],
-            stop_token_ids: &[],
-            ignore_eos: true,
-            max_tokens: 1,
-            logprobs: None,
-            prompt_logprobs: Some(0),
-            detokenize: false,
-            skip_special_tokens: false,
-        };
+        let params = SamplingParams { prompt_logprobs: Some(0), ..of_one_token() };
         let most = ANSWER_BYTES.saturating_add(PROMPT_TOKEN_BYTES.saturating_mul(tokens.len()));
-        self.send("score", tokens, sampling_params, salt, most).await
+        self.send("score", tokens, params, salt, (self.limits.request, most)).await
     }
 
     async fn send(
@@ -266,11 +281,11 @@ impl Client {
         token_ids: &[u32],
         sampling_params: SamplingParams<'_>,
         cache_salt: &str,
-        most: usize,
+        (deadline, most): (Duration, usize),
     ) -> Result<GenerateResponse, Fault> {
         let request = GenerateRequest { token_ids, sampling_params, cache_salt, return_token_ids: true };
         let (path, body) = ("/inference/v1/generate", Some(json(&request)));
-        match self.call(name, Method::POST, path, body, self.limits.request, most).await {
+        match self.call(name, Method::POST, path, body, deadline, most).await {
             Err(Fault::Refused { status: 403, message, .. }) => {
                 Err(Fault::Unfit(format!("it does not take token ids: start it with --enable-scale-out ({message})")))
             }
@@ -282,7 +297,7 @@ impl Client {
     }
 
     async fn ask<T: DeserializeOwned>(&self, name: &'static str, path: &str) -> Result<T, Fault> {
-        let answer = self.call(name, Method::GET, path, None, QUESTION, QUESTION_BYTES).await?;
+        let answer = self.call(name, Method::GET, path, None, self.limits.question, QUESTION_BYTES).await?;
         parse(name, &answer)
     }
 
@@ -308,6 +323,26 @@ impl Client {
     ) -> Result<Vec<u8>, Fault> {
         let key = self.key.as_ref().map(|ApiKey(value)| value);
         exchange(Call { name, authority: &self.authority, key, method, path, body, deadline, most_bytes }).await
+    }
+}
+
+/// Parameters of a request whose answer is one token, which nobody reads.
+fn of_one_token() -> SamplingParams<'static> {
+    SamplingParams {
+        n: 1,
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        seed: None,
+        stop: &[],
+        stop_token_ids: &[],
+        ignore_eos: true,
+        max_tokens: 1,
+        logprobs: None,
+        prompt_logprobs: None,
+        detokenize: false,
+        skip_special_tokens: false,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use pacs_runtime::Backoff;
 use pacs_shape::LM_HEAD;
 use pacs_weights::{Description, Probe, VersionId};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::answer::scores;
@@ -16,15 +16,38 @@ use crate::folder::VersionFolder;
 use crate::installed::Installed;
 use crate::label;
 use crate::probe::{Comparison, Judgement, Record};
+use crate::wake::Wake;
 use crate::{Client, Fault};
 
-/// How often a server is looked at while it serves.
-const LOOK: Duration = Duration::from_secs(2);
 /// Looks in a row that may fail: a server is slow under load.
 const MISSED_LOOKS: u32 = 2;
-/// Waits before a server that cannot be used is tried again.
+/// First wait before a server that cannot be used is tried again.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
-const LONGEST_WAIT: Duration = Duration::from_secs(15);
+
+/// Intervals and deadlines that no job sets. Tests take shorter ones.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Longest time for a question that costs a server nothing.
+    pub question: Duration,
+    /// Longest time for the token by which a server shows that it generates, before it is given requests.
+    pub first_token: Duration,
+    /// How often a server is looked at while it serves.
+    pub look: Duration,
+    /// Longest wait before a server that cannot be used is tried again.
+    pub longest_wait: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            question: Duration::from_secs(30),
+            // On CPUs an engine compiles for half a minute when its first request comes.
+            first_token: Duration::from_secs(120),
+            look: Duration::from_secs(2),
+            longest_wait: Duration::from_secs(15),
+        }
+    }
+}
 
 /// A version that servers can load.
 #[derive(Debug)]
@@ -86,6 +109,7 @@ impl Needs {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) run: String,
+    pub(crate) timing: Timing,
     pub(crate) needs: Needs,
     pub(crate) installed: Installed,
     pub(crate) sums: FleetSums,
@@ -137,7 +161,7 @@ pub(crate) struct Driver {
     pub(crate) target: watch::Receiver<Option<Arc<Prepared>>>,
     /// The dispatcher takes everything at once, so a full queue waits for a moment only.
     pub(crate) news: mpsc::Sender<(usize, News)>,
-    pub(crate) wake: Arc<Notify>,
+    pub(crate) wake: Arc<Wake>,
     pub(crate) in_flight: watch::Receiver<usize>,
     /// The version that the server serves, verified.
     pub(crate) held: Option<Arc<Prepared>>,
@@ -150,7 +174,7 @@ pub(crate) struct Driver {
 impl Driver {
     /// Drives the server until the dispatcher is gone.
     pub(crate) async fn run(mut self) {
-        let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+        let mut backoff = self.fresh_backoff();
         let mut told = None;
         loop {
             match self.session(&mut backoff).await {
@@ -173,6 +197,11 @@ impl Driver {
         }
     }
 
+    fn fresh_backoff(&self) -> Backoff {
+        let longest = self.shared.timing.longest_wait;
+        Backoff::new(FIRST_WAIT.min(longest), longest)
+    }
+
     /// False when nobody listens any more.
     async fn tell(&self, news: News) -> bool {
         self.news.send((self.seat, news)).await.is_ok()
@@ -188,6 +217,7 @@ impl Driver {
     async fn serve(&mut self, backoff: &mut Backoff) -> Result<std::convert::Infallible, Stop> {
         self.inspect().await?;
         self.tell(News::Idle).await;
+        let mut generates = false;
         loop {
             let wanted = self.target.borrow_and_update().clone();
             let Some(wanted) = wanted else {
@@ -210,8 +240,17 @@ impl Driver {
                 }
                 self.update(&wanted).await?;
             }
+            if !generates {
+                // All that it will be asked for: what it answers only in part would take requests, lose them, and come back for more.
+                self.client.first_token(&wanted.label, self.shared.timing.first_token).await?;
+                let load = self.client.load().await?;
+                self.tell(News::Load(load)).await;
+                generates = true;
+            }
+            // What spoke against it was before this.
+            self.wake.accused();
             self.tell(News::Ready(wanted.id(), wanted.label.clone())).await;
-            *backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+            *backoff = self.fresh_backoff();
             self.watch(&wanted).await?;
         }
     }
@@ -270,7 +309,7 @@ impl Driver {
     async fn look_while_idle(&mut self) -> Result<(), Fault> {
         tokio::select! {
             changed = self.target.changed() => return changed.map_err(ended),
-            () = sleep(LOOK) => {}
+            () = sleep(self.shared.timing.look) => {}
         }
         self.client.weight_label().await.map(drop)
     }
@@ -412,9 +451,12 @@ impl Driver {
         loop {
             let woken = tokio::select! {
                 changed = self.target.changed() => return changed.map_err(ended),
-                () = self.wake.notified() => true,
-                () = sleep(LOOK) => false,
+                () = self.wake.called() => true,
+                () = sleep(self.shared.timing.look) => false,
             };
+            if let Some(fault) = self.wake.accused() {
+                return Err(fault);
+            }
             let looked = match self.client.weight_label().await {
                 Ok(label) if label != serves.label => {
                     let id = serves.id();
@@ -440,7 +482,7 @@ impl Driver {
                     }
                     // Look again without waiting: it is suspect until it answers.
                     if woken {
-                        self.wake.notify_one();
+                        self.wake.call();
                     }
                 }
             }

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 use crate::answer::Model;
 use crate::checksums::FleetSums;
-use crate::driver::{Driver, Needs, Prepared, Shared};
+use crate::driver::{Driver, Needs, Prepared, Shared, Timing};
 use crate::fleet::{Board, Command, Fleet};
 use crate::folder::Folders;
 use crate::installed::Installed;
@@ -35,8 +35,12 @@ const NEWS_QUEUE: usize = 256;
 pub struct VllmOptions {
     /// Servers in place of those of the job.
     pub endpoints: Vec<String>,
+    /// Folder for versions in place of that of the job.
+    pub weights_dir: Option<PathBuf>,
     /// The key that servers ask for.
     pub key: Option<ApiKey>,
+    /// What no job sets.
+    pub timing: Timing,
 }
 
 /// vLLM servers as an engine. It outlives registrations: servers keep their weights.
@@ -81,13 +85,16 @@ impl VllmEngine {
 
         // Workers of one run may share a folder, and each removes what it left there.
         let own = format!("pacs-vllm-{}-{worker}", run.get(..16).unwrap_or(run));
-        let place = vllm.weights_dir.clone().unwrap_or_else(default_place).join(&own);
+        let place = options.weights_dir.clone().or_else(|| vllm.weights_dir.clone());
+        let place = place.unwrap_or_else(default_place).join(&own);
         let servers_place = vllm.server_weights_dir.as_ref().map(|folder| folder.join(&own));
-        let folders = Folders::open(place, servers_place, &folder, &config, vllm.untied_head)
+        let trained = spec.model.trained(&config).map_err(|error| error.to_string())?;
+        let folders = Folders::open(place, servers_place, &folder, &trained, vllm.untied_head)
             .map_err(|error| error.to_string())?;
 
         let request = Duration::from_secs(u64::from(vllm.request_seconds));
-        let limits = Limits { request, update: Duration::from_secs(u64::from(vllm.update_seconds)) };
+        let update = Duration::from_secs(u64::from(vllm.update_seconds));
+        let limits = Limits { question: options.timing.question, request, update };
         let rollout = &spec.rollout;
         let needs = Needs {
             longest: spec.longest_sequence() as u64,
@@ -102,6 +109,7 @@ impl VllmEngine {
         };
         let shared = Arc::new(Shared {
             run: run.to_owned(),
+            timing: options.timing,
             needs,
             installed: Installed::default(),
             sums: FleetSums::default(),
@@ -222,11 +230,10 @@ impl RolloutEngine for Attached {
 
     fn prepare(&self, received: &Received, probe: Option<&Arc<Probe>>) -> Result<VllmWeights, NotPrepared> {
         let description = received.whole.description().clone();
-        if description.adapted().is_some() {
-            let problem = "adapters were published, and vLLM servers are given whole models";
-            return Err(NotPrepared::Refused(problem.to_owned()));
-        }
-        let folder = self.folders.write(received).map_err(|error| NotPrepared::Failed(error.to_string()))?;
+        let folder = self.folders.write(received).map_err(|error| match error.is_final() {
+            true => NotPrepared::Refused(format!("use {}: {error}", description.id())),
+            false => NotPrepared::Failed(error.to_string()),
+        })?;
         let label = label::of_version(&self.shared.run, &description);
         Ok(VllmWeights(Prepared { description, label, folder, probe: probe.cloned() }))
     }

@@ -7,8 +7,13 @@ pub enum Fault {
     #[error("cannot be reached: {0}")]
     Unreachable(String),
     /// The connection ended before the answer did, as when a server dies.
-    #[error("the connection broke off: {0}")]
-    Broken(String),
+    #[error("the connection broke off during {call}: {problem}")]
+    Broken {
+        /// What was asked.
+        call: &'static str,
+        /// How it ended.
+        problem: String,
+    },
     /// No complete answer in time.
     #[error("no answer to {call} within {seconds} s")]
     Late {
@@ -94,7 +99,7 @@ impl Fault {
     pub fn questions_the_server(&self) -> bool {
         match self {
             Self::Unreachable(_)
-            | Self::Broken(_)
+            | Self::Broken { .. }
             | Self::Late { .. }
             | Self::UnknownVersion(_)
             | Self::OtherWeights(_)
@@ -119,7 +124,7 @@ impl Fault {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Unreachable(_) => "unreachable",
-            Self::Broken(_) => "broken",
+            Self::Broken { .. } => "broken",
             Self::Late { .. } => "late",
             Self::Busy(_) => "busy",
             Self::Refused { .. } => "refused",

@@ -35,6 +35,7 @@ pub(crate) enum Command {
 /// A request that ended.
 struct Answered {
     seat: usize,
+    began: Instant,
     wanted: Wanted,
     result: Result<Accepted, Fault>,
 }
@@ -231,16 +232,17 @@ impl Fleet {
         seat.in_flight.send_modify(|in_flight| *in_flight += 1);
         let (client, label) = (seat.client.clone(), seat.label.clone());
         let (model, shared, sample) = (Arc::clone(&self.model), Arc::clone(&self.shared), wanted.clone());
+        let began = Instant::now();
         let request = async move {
             let result = request(&client, &sample, &label, &model, &shared).await;
-            Answered { seat: number, wanted: sample, result }
+            Answered { seat: number, began, wanted: sample, result }
         };
         let handle = self.requests.spawn(request);
         self.running.insert(wanted.key(), (number, wanted, handle));
     }
 
     async fn answered(&mut self, ended: Result<Answered, tokio::task::JoinError>) {
-        let Answered { seat: number, wanted, result } = match ended {
+        let Answered { seat: number, began, wanted, result } = match ended {
             Ok(answered) => answered,
             // An aborted request is accounted for by whoever aborted it.
             Err(error) if error.is_cancelled() => return,
@@ -254,6 +256,7 @@ impl Fleet {
             return;
         }
         self.seats[number].in_flight.send_modify(|in_flight| *in_flight -= 1);
+        self.seats[number].ended(result.as_ref().err(), began, Instant::now());
         match result {
             Ok(accepted) => self.settle(number, wanted, accepted).await,
             Err(fault) => {

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use pacs_shape::{LM_HEAD, ModelConfig, ParameterLayout, ParameterSpec};
 use pacs_weights::{Received, VersionId, WeightKind};
 use safetensors::tensor::{Dtype, View};
 
+use crate::merge::{Base, MergeError, Merged};
 use crate::untie::{UntieError, write_untied_config};
 
 /// File of the weights in a folder.
@@ -35,6 +36,9 @@ pub(crate) enum FolderError {
     /// The model's configuration cannot be written for servers that have the head apart.
     #[error(transparent)]
     Config(#[from] UntieError),
+    /// Adapters cannot be merged into the model.
+    #[error(transparent)]
+    Merge(#[from] MergeError),
     /// A file or folder cannot be read or written.
     #[error("{action} `{}`: {source}", path.display())]
     Io {
@@ -45,6 +49,13 @@ pub(crate) enum FolderError {
         /// Why it failed.
         source: io::Error,
     },
+}
+
+impl FolderError {
+    /// Whether every later version would be refused, too.
+    pub(crate) fn is_final(&self) -> bool {
+        matches!(self, Self::Merge(error) if error.is_final())
+    }
 }
 
 fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> FolderError + 'a {
@@ -59,6 +70,8 @@ pub(crate) struct Folders {
     servers_place: PathBuf,
     model: PathBuf,
     layout: ParameterLayout,
+    /// What versions are merged into, where they are adapters.
+    base: Option<Base>,
     /// Whether versions of a tied model have its output head as a tensor of its own, too.
     has_head: bool,
 }
@@ -81,14 +94,16 @@ impl Drop for VersionFolder {
 }
 
 impl Folders {
-    /// Takes `place` for the versions of a model. Leftovers of an earlier process are removed. `untied_head`: see [`crate::untie()`].
+    /// Takes `place` for the versions of a model. Leftovers of an earlier process are removed. `trained` is the configuration of what is
+    /// published: the model, or adapters of it. `untied_head`: see [`crate::untie()`].
     pub(crate) fn open(
         place: PathBuf,
         servers_place: Option<PathBuf>,
         model: &Path,
-        config: &ModelConfig,
+        trained: &ModelConfig,
         untied_head: bool,
     ) -> Result<Self, FolderError> {
+        let base = trained.lora.as_ref().map(|_| Base::open(model, trained)).transpose()?;
         fs::DirBuilder::new().recursive(true).mode(0o755).create(&place).map_err(failed("create", &place))?;
         for entry in fs::read_dir(&place).map_err(failed("read", &place))? {
             let path = entry.map_err(failed("read", &place))?.path();
@@ -102,8 +117,9 @@ impl Folders {
             place,
             servers_place,
             model: model.to_owned(),
-            layout: ParameterLayout::new(config),
-            has_head: untied_head && config.tie_embeddings,
+            layout: ParameterLayout::new(&trained.base()),
+            base,
+            has_head: untied_head && trained.tie_embeddings,
         })
     }
 
@@ -114,10 +130,7 @@ impl Folders {
             WeightKind::Float32 => (Dtype::F32, 4),
             WeightKind::Bfloat16 => (Dtype::BF16, 2),
         };
-        let expected = self.layout.total() as u64 * element;
-        if description.bytes() != expected {
-            return Err(FolderError::OtherModel { bytes: description.bytes(), expected });
-        }
+        let content = self.content(received, element)?;
         let VersionId { generation, version } = description.id();
         // Written twice after a failure, so names are never those of a folder that a server may be reading.
         let name = format!("{PREFIX}{}-{}-{:016x}", generation.0, version.0, unique());
@@ -135,18 +148,13 @@ impl Folders {
         if self.has_head {
             write_untied_config(&self.model, path)?;
         }
-        let source = received.whole.file();
         let file = path.join(WEIGHTS);
         let problem = RefCell::new(None);
-        let stored = |spec: &'_ ParameterSpec| {
-            let shape: Vec<usize> = spec.shape.iter().map(|&size| size as usize).collect();
-            let (offset, bytes) = (spec.offset as u64 * element, spec.numel() * element as usize);
-            (spec.name.clone(), Stored { source, offset, bytes, dtype, shape, problem: &problem })
-        };
+        let stored = |spec| Stored::new(&content, spec, (dtype, element), &problem);
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         let partial = path.join("model.partial");
-        let parameters = self.layout.parameters().iter().map(stored);
-        let head = self.has_head.then(|| (LM_HEAD.to_owned(), stored(self.layout.head()).1));
+        let parameters = self.layout.parameters().iter().map(|spec| (spec.name.clone(), stored(spec)));
+        let head = self.has_head.then(|| (LM_HEAD.to_owned(), stored(self.layout.head())));
         safetensors::serialize_to_file(parameters.chain(head), Some(metadata), &partial).map_err(
             |error| match error {
                 safetensors::SafeTensorError::IoError(source) => failed("write", &partial)(source),
@@ -154,11 +162,52 @@ impl Folders {
             },
         )?;
         if let Some(error) = problem.take() {
-            return Err(failed("read the received weights for", &partial)(error));
+            return Err(error);
         }
         // Not synced: a version is worth nothing after a crash of this machine. Another machine sees it under its name.
         fs::rename(&partial, &file).map_err(failed("rename into place", &file))?;
         Ok(folder)
+    }
+}
+
+impl Folders {
+    /// What a version holds, of elements of so many bytes.
+    fn content<'a>(&'a self, received: &'a Received, element: usize) -> Result<Content<'a>, FolderError> {
+        let description = received.whole.description();
+        if let Some(base) = &self.base {
+            return Ok(Content::Merged(base.version(received)?));
+        }
+        if description.adapted().is_some() {
+            let (found, expected) = ("a set of adapters", "a whole model");
+            return Err(MergeError::OtherContent { found, expected }.into());
+        }
+        let expected = (self.layout.total() * element) as u64;
+        if description.bytes() != expected {
+            return Err(FolderError::OtherModel { bytes: description.bytes(), expected });
+        }
+        Ok(Content::Whole { received, element })
+    }
+}
+
+/// The weights of a version.
+enum Content<'a> {
+    /// As they were published.
+    Whole { received: &'a Received, element: usize },
+    /// Adapters over their base.
+    Merged(Merged<'a>),
+}
+
+impl Content<'_> {
+    fn parameter(&self, spec: &ParameterSpec) -> Result<Vec<u8>, FolderError> {
+        match self {
+            Self::Whole { received, element } => {
+                let mut data = vec![0; spec.numel() * element];
+                let read = received.whole.file().read_exact_at(&mut data, (spec.offset * element) as u64);
+                let path = Path::new("the received weights");
+                read.map_err(failed("read", path)).map(|()| data)
+            }
+            Self::Merged(merged) => Ok(merged.parameter(spec)?),
+        }
     }
 }
 
@@ -169,15 +218,27 @@ fn unique() -> u64 {
     pacs_types::mix(now as u64 ^ u64::from(std::process::id()).rotate_left(32))
 }
 
-/// A parameter that is read only while it is written.
+/// A parameter that is read or merged only while it is written.
 struct Stored<'a> {
-    source: &'a File,
-    offset: u64,
+    content: &'a Content<'a>,
+    spec: &'a ParameterSpec,
     bytes: usize,
     dtype: Dtype,
     shape: Vec<usize>,
-    /// Why some parameter could not be read: the writer has no other way to say so.
-    problem: &'a RefCell<Option<io::Error>>,
+    /// Why some parameter could not be read or merged: the writer has no other way to say so.
+    problem: &'a RefCell<Option<FolderError>>,
+}
+
+impl<'a> Stored<'a> {
+    fn new(
+        content: &'a Content<'a>,
+        spec: &'a ParameterSpec,
+        (dtype, element): (Dtype, usize),
+        problem: &'a RefCell<Option<FolderError>>,
+    ) -> Self {
+        let shape = spec.shape.iter().map(|&size| size as usize).collect();
+        Self { content, spec, bytes: spec.numel() * element, dtype, shape, problem }
+    }
 }
 
 impl View for Stored<'_> {
@@ -190,10 +251,10 @@ impl View for Stored<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let mut data = vec![0; self.bytes];
-        if let Err(error) = self.source.read_exact_at(&mut data, self.offset) {
+        let data = self.content.parameter(self.spec).unwrap_or_else(|error| {
             self.problem.replace(Some(error));
-        }
+            vec![0; self.bytes]
+        });
         Cow::Owned(data)
     }
 
@@ -242,6 +303,13 @@ mod tests {
         let short = folders.write(&receive(4, &content[..64]));
         assert!(matches!(short, Err(FolderError::OtherModel { bytes: 64, .. })));
         assert_eq!(fs::read_dir(place.path()).expect("a folder").count(), 0);
+        // Adapters of a job that trains the whole model.
+        let adapted = pacs_weights::Adapted { base: [0; 32], settings: "rank 4".to_owned() };
+        let whole =
+            store.publish_adapters(VersionId::new(1, 5), WeightKind::Float32, &adapted, &content).expect("room");
+        let received = Received { whole, transport: Transport::Shared, fetched: Fetched::default() };
+        let error = folders.write(&received).expect_err("refused");
+        assert!(error.is_final() && error.to_string().starts_with("a set of adapters was published"), "{error}");
     }
 
     #[test]

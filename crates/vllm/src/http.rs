@@ -78,7 +78,7 @@ async fn exchange_unbounded(call: Call<'_>) -> Result<Vec<u8>, Fault> {
     let stream = connected
         .map_err(|_| Fault::Unreachable(format!("no connection within {} s", CONNECT.as_secs())))?
         .map_err(|error| Fault::Unreachable(error.to_string()))?;
-    let broken = |error: hyper::Error| Fault::Broken(chain(&error));
+    let broken = |error: hyper::Error| Fault::Broken { call: call.name, problem: chain(&error) };
     // Best effort: without it an answer arrives a little later.
     let _ = stream.set_nodelay(true);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;

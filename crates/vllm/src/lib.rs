@@ -5,7 +5,7 @@
 //! a driver (`driver.rs`) that brings it new weights, verifies what it holds, and watches it; `answer.rs` decides whether an
 //! answer may become a sample. [`Client`] speaks vLLM's HTTP interface, as it is in version 0.32.
 //!
-//! Not here: starting servers (launchers and operators do), and anything that vLLM does inside.
+//! Not here: starting servers (`pacs run`, `pacs servers`, launchers and operators do), and anything that vLLM does inside.
 #![forbid(unsafe_code)]
 
 mod answer;
@@ -19,14 +19,17 @@ mod folder;
 mod http;
 mod installed;
 mod label;
+mod merge;
 mod probe;
 mod queue;
 mod seat;
 mod service;
 mod untie;
+mod wake;
 mod wire;
 
 pub use client::{ApiKey, Client, Drawing, Limits, ServerFacts};
+pub use driver::Timing;
 pub use engine::{Attached, VllmEngine, VllmOptions, VllmWeights};
 pub use fault::Fault;
 pub use service::{VllmWorkerOptions, run};

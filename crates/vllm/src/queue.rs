@@ -32,7 +32,7 @@ pub(crate) struct Wanted {
 impl Wanted {
     /// The samples of a job.
     pub(crate) fn of(job: GroupJob, oldest: VersionId) -> impl Iterator<Item = Self> {
-        let GroupJob { ticket, prompt, samples, options } = job;
+        let GroupJob { ticket, prompt, samples, options, records_routes: _ } = job;
         let group = Arc::new(Group { ticket, prompt, options, oldest });
         samples.into_iter().map(move |(index, noise)| Self {
             group: Arc::clone(&group),

@@ -6,18 +6,19 @@ use std::time::{Duration, Instant};
 
 use pacs_protocol::v1;
 use pacs_weights::VersionId;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use crate::answer::Accepted;
 use crate::client::Load;
 use crate::queue::Wanted;
+use crate::wake::Wake;
 use crate::{Client, Fault};
 
 /// How long a server that says that it is busy gets nothing.
 const BUSY: Duration = Duration::from_secs(1);
-/// Useless answers in a row after which a server is set aside for a while, and for how long.
+/// Useless answers in a row after which a server is out of service for a while, and for how long.
 const USELESS: u32 = 8;
-const ASIDE: Duration = Duration::from_secs(30);
+const OUT_OF_SERVICE: Duration = Duration::from_secs(30);
 /// Versions of a server that are remembered as verified.
 const REMEMBERED: usize = 64;
 
@@ -46,7 +47,7 @@ pub(crate) struct Seat {
     /// The label of the version that it is ready with.
     pub(crate) label: String,
     /// Has its driver look at it.
-    pub(crate) wake: Arc<Notify>,
+    pub(crate) wake: Arc<Wake>,
     /// Requests that it has not answered; its driver waits for 0 where an update must not meet any.
     pub(crate) in_flight: watch::Sender<usize>,
     /// Finished samples with tokens of a version that is not verified yet.
@@ -57,6 +58,8 @@ pub(crate) struct Seat {
     samples: u64,
     discarded: u64,
     useless_in_a_row: u32,
+    /// When it answered a request last, in whatever way.
+    answered: Option<Instant>,
     held_until: Option<Instant>,
     error: String,
 }
@@ -77,6 +80,7 @@ impl Seat {
             samples: 0,
             discarded: 0,
             useless_in_a_row: 0,
+            answered: None,
             held_until: None,
             error: String::new(),
         }
@@ -125,6 +129,18 @@ impl Seat {
         self.useless_in_a_row = 0;
     }
 
+    /// Notes the end of a request that began at `began`. A server that lets one pass its deadline, and has answered no other one
+    /// meanwhile, generates nothing, whatever it answers to questions: its driver takes it out of service.
+    pub(crate) fn ended(&mut self, fault: Option<&Fault>, began: Instant, now: Instant) {
+        match fault {
+            Some(late @ Fault::Late { .. }) if self.answered.is_none_or(|last| last < began) => {
+                self.wake.accuse(late.clone());
+            }
+            Some(Fault::Late { .. } | Fault::Unreachable(_) | Fault::Broken { .. }) => {}
+            Some(_) | None => self.answered = Some(now),
+        }
+    }
+
     /// Notes that an answer was of no use.
     pub(crate) fn failed(&mut self, fault: &Fault, now: Instant) {
         self.discarded += 1;
@@ -137,16 +153,16 @@ impl Seat {
         if self.useless_in_a_row >= USELESS {
             tracing::warn!(
                 server = self.endpoint,
-                seconds = ASIDE.as_secs(),
-                "{USELESS} answers in a row were of no use, the server is set aside: {fault}"
+                seconds = OUT_OF_SERVICE.as_secs(),
+                "{USELESS} answers in a row were of no use, the server is out of service: {fault}"
             );
-            (self.useless_in_a_row, self.held_until) = (0, Some(now + ASIDE));
+            (self.useless_in_a_row, self.held_until) = (0, Some(now + OUT_OF_SERVICE));
         }
         if let State::Ready(version) = self.state
             && fault.questions_the_server()
         {
             self.state = State::Suspect(version);
-            self.wake.notify_one();
+            self.wake.call();
         }
     }
 
@@ -171,7 +187,9 @@ impl Seat {
             State::Unknown => ("not reached yet", None),
             State::Idle => ("waiting for weights", None),
             State::Updating(_) => ("updating", None),
-            State::Ready(version) if self.held_until.is_some_and(|until| now < until) => ("set aside", Some(version)),
+            State::Ready(version) if self.held_until.is_some_and(|until| now < until) => {
+                ("out of service", Some(version))
+            }
             State::Ready(version) => ("ready", Some(version)),
             State::Suspect(version) => ("suspect", Some(version)),
             State::Down => ("down", None),
@@ -188,5 +206,36 @@ impl Seat {
             error: self.error.clone(),
             probe_error: self.probe_error,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Limits;
+
+    #[test]
+    fn a_server_that_answers_nothing_for_the_time_of_a_request_is_accused() {
+        let late = || Fault::Late { call: "generate", seconds: 1800 };
+        let (began, later) = (Instant::now(), Instant::now() + Duration::from_secs(1));
+        let seat = || Seat::new("http://a:1".to_owned(), Client::new("a:1", None, Limits::default()));
+        // Others were answered meanwhile, so this request alone was lost.
+        let mut busy = seat();
+        busy.ended(None, began, later);
+        busy.ended(Some(&late()), began, later);
+        assert_eq!(busy.wake.accused(), None);
+        // A refusal is an answer, too.
+        let mut refusing = seat();
+        refusing.ended(Some(&Fault::Busy(503)), began, later);
+        refusing.ended(Some(&late()), began, later);
+        assert_eq!(refusing.wake.accused(), None);
+        let mut silent = seat();
+        silent.ended(Some(&late()), began, later);
+        assert_eq!((silent.wake.accused(), silent.wake.accused()), (Some(late()), None));
+        // What it answered before that request says nothing.
+        let mut hung = seat();
+        hung.ended(None, began, began);
+        hung.ended(Some(&late()), later, later + Duration::from_secs(1800));
+        assert_eq!(hung.wake.accused(), Some(late()));
     }
 }

@@ -76,7 +76,8 @@ impl Worker for Rollout {
         let (attached, outputs) = engine.attach();
         let attached = Arc::new(attached);
         let following = Following::new(membership, weights, Arc::clone(&attached));
-        let terms = LeaseTerms { most_samples: spec.rollout.max_concurrent_samples as usize };
+        // Servers are asked for no routes, and a spec that wants some is refused.
+        let terms = LeaseTerms { most_samples: spec.rollout.max_concurrent_samples as usize, records_routes: false };
         tokio::select! {
             result = serve(membership, attached, outputs, terms, following.run()) => result,
             gone = show(engine.servers(), &membership.activity) => Err(gone),

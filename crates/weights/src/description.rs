@@ -99,6 +99,60 @@ impl Adapted {
     }
 }
 
+/// Digests the weights of a base in the order in which they are read, as [`Adapted::of`] does with all of them in memory.
+#[derive(Debug)]
+pub struct BaseDigest {
+    kind: WeightKind,
+    bytes: u64,
+    piece_bytes: u64,
+    pieces: Vec<Digest>,
+    /// Of the piece that is not whole yet.
+    hasher: blake3::Hasher,
+    seen: u64,
+}
+
+impl BaseDigest {
+    /// For weights of `bytes` bytes in all.
+    #[must_use]
+    pub fn new(kind: WeightKind, bytes: u64) -> Self {
+        let (piece_bytes, hasher) = (piece_bytes(bytes), blake3::Hasher::new());
+        Self { kind, bytes, piece_bytes, pieces: Vec::new(), hasher, seen: 0 }
+    }
+
+    /// Takes the next bytes, any number of them.
+    pub fn update(&mut self, mut content: &[u8]) {
+        while !content.is_empty() {
+            let left = self.piece_bytes - self.seen % self.piece_bytes;
+            let now = content.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let (part, rest) = content.split_at(now);
+            self.hasher.update(part);
+            self.seen += part.len() as u64;
+            if self.seen.is_multiple_of(self.piece_bytes) {
+                self.close_piece();
+            }
+            content = rest;
+        }
+    }
+
+    /// The digest of the base.
+    ///
+    /// # Panics
+    /// When not exactly as many bytes were taken as were announced.
+    #[must_use]
+    pub fn finish(mut self) -> Digest {
+        assert_eq!(self.seen, self.bytes, "the base is digested in full");
+        if !self.seen.is_multiple_of(self.piece_bytes) {
+            self.close_piece();
+        }
+        overall(self.kind, self.bytes, self.piece_bytes, &self.pieces, None)
+    }
+
+    fn close_piece(&mut self) {
+        let whole = std::mem::replace(&mut self.hasher, blake3::Hasher::new());
+        self.pieces.push(*whole.finalize().as_bytes());
+    }
+}
+
 /// Longest text of [`Adapted::settings`] that is taken from the wire (bytes).
 const MOST_SETTINGS: usize = 1024;
 
@@ -399,6 +453,19 @@ mod tests {
     fn an_announcement_survives_the_wire() {
         let wire = v1::WeightsRef::from(&announcement());
         assert_eq!(Announcement::try_from(&wire), Ok(announcement()));
+    }
+
+    #[test]
+    fn a_base_has_one_digest_however_it_is_read() {
+        for bytes in [4, 1 << 20, (5 << 20) / 2, 3 << 20] {
+            let content: Vec<u8> = (0..bytes).map(|place: u32| (place % 251) as u8).collect();
+            let whole = Adapted::of(WeightKind::Float32, &content, String::new()).base;
+            for step in [7, 1 << 16, (1 << 20) + 1, 1 << 30] {
+                let mut digest = BaseDigest::new(WeightKind::Float32, content.len() as u64);
+                content.chunks(step).for_each(|part| digest.update(part));
+                assert_eq!(digest.finish(), whole, "{bytes} bytes, {step} at a time");
+            }
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ mod shelf;
 mod store;
 
 pub use broadcast::{Channel, GROUP_TIMEOUT, Group, GroupTransport, Seat};
-pub use description::{Adapted, Announcement, Description, Digest, VersionId, WeightKind, is_address};
+pub use description::{Adapted, Announcement, BaseDigest, Description, Digest, VersionId, WeightKind, is_address};
 pub use distribution::{Distribution, FAN_OUT};
 pub use fetch::{FetchError, FetchOptions, Fetched, Source, SourceFinder, fetch};
 pub use probe::Probe;

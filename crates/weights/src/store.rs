@@ -83,7 +83,7 @@ impl HostStore {
     /// `PACS_WEIGHTS_DIR` alone if that is set. Removes leftovers of this user's runs.
     ///
     /// # Errors
-    /// See [`StoreError`].
+    /// [`StoreError::Run`] for an id that is no name of a folder, [`StoreError::NotOurs`] for a folder that others can enter.
     pub fn open(run: &str) -> Result<Self, StoreError> {
         if let Some(chosen) = std::env::var_os("PACS_WEIGHTS_DIR").filter(|chosen| !chosen.is_empty()) {
             return Self::open_in(run, &[PathBuf::from(chosen)]);
@@ -95,7 +95,7 @@ impl HostStore {
     /// Opens the store of a run in existing folders; each version goes to the first one with room.
     ///
     /// # Errors
-    /// See [`StoreError`].
+    /// As [`HostStore::open`], and [`StoreError::File`] when a folder cannot be made.
     pub fn open_in(run: &str, places: &[PathBuf]) -> Result<Self, StoreError> {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
         if run.is_empty() || run.len() > 64 || !run.bytes().all(plain) {
@@ -117,7 +117,7 @@ impl HostStore {
     /// Writes a version, so that the processes of this host find it.
     ///
     /// # Errors
-    /// See [`StoreError`].
+    /// [`StoreError::NoRoom`] when no folder has room, [`StoreError::File`] when writing fails.
     pub fn publish(&self, id: VersionId, kind: WeightKind, content: &[u8]) -> Result<Whole, StoreError> {
         self.with_room(content.len() as u64, |folder| folder.publish(id, kind, None, content))
     }
@@ -125,7 +125,7 @@ impl HostStore {
     /// Writes a version that is adapters of another model.
     ///
     /// # Errors
-    /// See [`StoreError`].
+    /// As [`HostStore::publish`].
     pub fn publish_adapters(
         &self,
         id: VersionId,
@@ -473,7 +473,7 @@ impl Folder {
             if id_of_file(&name).is_none_or(|id| id >= oldest) {
                 continue;
             }
-            // A process that still brings it will hear from its source that nobody has it any more.
+            // A process that still brings it will hear from its source that it is no longer served.
             let held = name.ends_with(".part")
                 && open_readable(&entry.path())
                     .is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)));

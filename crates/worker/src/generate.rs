@@ -258,6 +258,7 @@ fn group(arguments: &Arguments, options: &SamplingOptions, place: usize, row: &P
         prompt: row.prompt.tokens.clone(),
         samples: (0..arguments.n).map(noise).collect(),
         options: options.clone(),
+        records_routes: false,
     }
 }
 

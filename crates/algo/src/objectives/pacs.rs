@@ -204,16 +204,9 @@ fn sigmoid(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{LabelWeights, ScoreEstimator};
+    use crate::ScoreEstimator;
 
-    const CONFIG: PacsConfig = PacsConfig {
-        beta: 1.0,
-        score: ScoreEstimator::Rloo,
-        reward_method: RewardMethod::LogRatio,
-        label_weights: LabelWeights::Question,
-        actor_term: false,
-        importance: None,
-    };
+    const CONFIG: PacsConfig = PacsConfig::paper();
     const SEQUENCE: Sequence =
         Sequence { group: 7, label: 1.0, new_logprob_sum: -3.0, old_logprob_sum: -4.0, tokens: 2, importance: 1.0 };
 

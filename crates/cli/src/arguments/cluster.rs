@@ -42,6 +42,9 @@ pub(crate) struct Rollout {
     /// `rollout.vllm.endpoints` of the job.
     #[arg(long = "endpoint", value_name = "URL", env = "PACS_VLLM_ENDPOINTS", value_delimiter = ',', value_parser = endpoint)]
     pub(crate) endpoints: Vec<String>,
+    /// Folder for the weights of the servers, in place of `rollout.vllm.weights_dir` of the job.
+    #[arg(long, value_name = "DIR", env = "PACS_VLLM_WEIGHTS_DIR")]
+    pub(crate) weights_dir: Option<PathBuf>,
     /// Key that the servers ask for (`vllm serve --api-key`). Default: none.
     #[arg(long, env = "PACS_VLLM_API_KEY", hide_env_values = true, value_name = "KEY", value_parser = api_key)]
     pub(crate) api_key: Option<ApiKey>,
@@ -158,6 +161,43 @@ pub(crate) struct Coordinator {
     /// Write log lines as JSON.
     #[arg(long)]
     pub(crate) log_json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+For jobs with `rollout.vllm.server` (docs/ENGINES.md); `pacs run` starts the servers of one machine by itself, and the script of
+`pacs launch slurm` calls this command.
+
+Examples:
+  pacs servers job.toml -- pacs rollout --coordinator node-1:7700 --name rollout-3 --tls-dir certs
+  srun --ntasks=4 --gpus-per-task=2 pacs servers job.toml --logs /shared/runs/demo/logs -- pacs rollout
+
+Each server listens on a free port of 127.0.0.1, with as many of the visible GPUs as it divides its model among. The worker is started
+when all answer /health, and is told their addresses (PACS_VLLM_ENDPOINTS). Servers and worker are restarted when they die; six deaths
+within ten minutes end the command, and so does the worker when it is done. The exit code is the worker's.")]
+pub(crate) struct Servers {
+    /// The job spec, with a table `rollout.vllm.server`.
+    pub(crate) job: PathBuf,
+    /// What the names of the servers begin with: they and their logs are NAME-0, NAME-1, …
+    #[arg(long, default_value = crate::servers::SERVER, value_parser = server_name)]
+    pub(crate) name: String,
+    /// Folder for the logs of the servers.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) logs: PathBuf,
+    /// Folder of the run, which remembers the commit that a model of the hub was taken from.
+    #[arg(long, value_name = "DIR", env = "PACS_RUN_DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
+    /// The rollout worker and its arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+/// A name that is part of a file's.
+fn server_name(text: &str) -> Result<String, String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let holds =
+        text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(is_plain) && text.len() <= 128;
+    if holds { Ok(text.to_owned()) } else { Err("expected letters, digits, `-`, `_` and `.`".to_owned()) }
 }
 
 #[derive(Debug, Args)]

@@ -17,6 +17,7 @@ pub(crate) enum LaunchCommand {
 Examples:
   pacs launch kubernetes job.toml --image registry.example/pacs:0.1 --worker-image registry.example/pacs-worker:0.1
   pacs launch kubernetes job.toml --image … --worker-image … --data-claim models | kubectl apply -f -
+  pacs launch kubernetes vllm.toml --image … --worker-image … --vllm-image vllm/vllm-openai:v0.32.0 | kubectl apply -f -
 
 Paths in the spec are those of the pods: the data claim is mounted at /data. The TLS secrets <name>-tls-<role> must be there;
 docs/KUBERNETES.md says how they are made.")]
@@ -29,6 +30,9 @@ pub(crate) struct LaunchKubernetes {
     /// Image with `pacs-worker`, for learners and rollout workers.
     #[arg(long)]
     pub(crate) worker_image: String,
+    /// Image with `vllm`, for the servers of jobs with `rollout.vllm.server`.
+    #[arg(long)]
+    pub(crate) vllm_image: Option<String>,
     /// Namespace for the manifests. The run id is derived from it and the job's name.
     #[arg(long, value_name = "NAME", default_value = "default")]
     pub(crate) namespace: String,
@@ -41,13 +45,13 @@ pub(crate) struct LaunchKubernetes {
     /// Size of the volume for checkpoints, metrics and samples.
     #[arg(long, value_name = "QUANTITY", default_value = "500Gi")]
     pub(crate) run_size: String,
-    /// Cores per learner or rollout worker.
+    /// Cores per learner, rollout worker or vLLM server.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) cpu: u32,
-    /// Memory per learner or rollout worker, shared memory included.
+    /// Memory per learner, rollout worker or vLLM server, shared memory included.
     #[arg(long, value_name = "QUANTITY", default_value = "64Gi")]
     pub(crate) memory: String,
-    /// Shared memory per learner or rollout worker; needs three times the weights.
+    /// Shared memory per learner or rollout worker; needs three times the weights. As much again holds the weights of vLLM servers.
     #[arg(long, value_name = "QUANTITY", default_value = "16Gi")]
     pub(crate) shm: String,
     /// Grace period of the coordinator and learners in seconds; must cover the longest step and checkpoint.

@@ -2,6 +2,7 @@
 //! tests compare them.
 
 mod read_back;
+mod servers;
 
 use std::borrow::Cow;
 
@@ -12,8 +13,11 @@ use ring::digest::{SHA256, digest};
 
 use crate::arguments::LaunchKubernetes;
 
-/// Template of the manifests, with `@key@` for each value.
+/// Template of the manifests, with `@key@` for each value, and `@rollout@` for the template of rollout workers.
 const TEMPLATE: &str = include_str!("kubernetes/job.yaml");
+
+/// Template of rollout workers that generate samples themselves.
+const ROLLOUT: &str = include_str!("kubernetes/rollout.yaml");
 
 /// Pod security context: no privileges, and a group that can read the mounted secrets.
 const POD_SECURITY: &str = "{runAsNonRoot: true, runAsUser: 10001, runAsGroup: 10001, fsGroup: 10001, \
@@ -32,50 +36,92 @@ pub(crate) fn manifests(spec: &JobSpec, text: &str, arguments: &LaunchKubernetes
     for path in [Some(&spec.model.path), spec.data.train.path.as_ref()].into_iter().flatten() {
         ensure!(path.is_absolute(), "path `{}` of the spec is relative; pods see the data at /data", path.display());
     }
-    ensure!(
-        spec.rollout.engine == RolloutEngineKind::Native,
-        "`rollout.engine` = \"vllm\" is not written into manifests yet: print those of the job with \"native\" and \
-         resources.rollouts = 0, and add `pacs rollout` next to the servers (docs/ENGINES.md)"
-    );
+    let (rollout, of_servers) = match spec.own_servers() {
+        Some(server) => servers::rollout(spec, server, arguments)?,
+        None => {
+            ensure!(
+                spec.rollout.engine == RolloutEngineKind::Native,
+                "the job names vLLM servers of yours, which no manifest knows: have them started in the pods of its rollout workers \
+                 with `rollout.vllm.server` (docs/ENGINES.md)"
+            );
+            ensure!(
+                arguments.vllm_image.is_none(),
+                "--vllm-image: the job starts no vLLM server (`rollout.vllm.server`)"
+            );
+            (ROLLOUT.to_owned(), Vec::new())
+        }
+    };
+    let template = template(&rollout);
     let resources = &spec.resources;
     let gpu = resources.device == DeviceKind::Cuda;
     let threads = if resources.threads == 0 { arguments.cpu } else { resources.threads };
-    let values = [
-        ("job", scalar(text)),
-        ("run_id", arguments.run_id.clone().unwrap_or_else(|| run_id(&arguments.namespace, &name))),
-        ("name", name),
-        ("image", arguments.image.clone()),
-        ("worker_image", arguments.worker_image.clone()),
-        ("data_claim", arguments.data_claim.clone()),
-        ("run_size", arguments.run_size.clone()),
-        ("learners", spec.learners().to_string()),
-        ("rollouts", resources.rollouts.to_string()),
-        ("verifiers", resources.verifiers.to_string()),
-        ("cpu", arguments.cpu.to_string()),
-        ("memory", arguments.memory.clone()),
-        ("shm", arguments.shm.clone()),
-        ("device", if gpu { "cuda" } else { "cpu" }.to_owned()),
-        ("gpu", if gpu { ", nvidia.com/gpu: 1" } else { "" }.to_owned()),
-        ("threads", threads.to_string()),
-        ("grace_period", arguments.grace_period.to_string()),
-        ("grace", (arguments.grace_period - LAST_WORDS).to_string()),
+    let mut values = vec![
+        ("job".to_owned(), Value::Scalar { meant: text.to_owned(), written: scalar(text) }),
+        part("run_id", arguments.run_id.clone().unwrap_or_else(|| run_id(&arguments.namespace, &name))),
+        part("name", name),
+        part("image", arguments.image.clone()),
+        part("worker_image", arguments.worker_image.clone()),
+        part("data_claim", arguments.data_claim.clone()),
+        part("run_size", arguments.run_size.clone()),
+        part("learners", spec.learners().to_string()),
+        part("rollouts", resources.rollouts.to_string()),
+        part("verifiers", resources.verifiers.to_string()),
+        part("cpu", arguments.cpu.to_string()),
+        part("memory", arguments.memory.clone()),
+        part("shm", arguments.shm.clone()),
+        part("device", if gpu { "cuda" } else { "cpu" }),
+        ("gpu".to_owned(), Value::Yaml(if gpu { ", nvidia.com/gpu: 1" } else { "" }.to_owned())),
+        part("threads", threads.to_string()),
+        part("grace_period", arguments.grace_period.to_string()),
+        part("grace", (arguments.grace_period - LAST_WORDS).to_string()),
     ];
+    values.extend(of_servers);
     for (option, value) in [
-        ("--image", &arguments.image),
-        ("--worker-image", &arguments.worker_image),
-        ("--data-claim", &arguments.data_claim),
-        ("--run-size", &arguments.run_size),
-        ("--memory", &arguments.memory),
-        ("--shm", &arguments.shm),
+        ("--image", Some(&arguments.image)),
+        ("--worker-image", Some(&arguments.worker_image)),
+        ("--vllm-image", arguments.vllm_image.as_ref()),
+        ("--data-claim", Some(&arguments.data_claim)),
+        ("--run-size", Some(&arguments.run_size)),
+        ("--memory", Some(&arguments.memory)),
+        ("--shm", Some(&arguments.shm)),
     ] {
+        let Some(value) = value else { continue };
         ensure!(is_plain(value), "{option} {value:?}: expected letters, digits, and `-`, `_`, `.`, `/`, `:`, `@`, `+`");
     }
-    let written = fill(&values);
+    let written = fill(&template, &values);
     // The cluster may parse YAML with another library than this check, so characters that any YAML version treats as a line break
     // are refused.
     ensure!(!written.chars().any(is_special), "a character of the job is not one for YAML");
-    read_back::check(&written, &values, text)?;
+    read_back::check(&written, &template, &values)?;
     Ok(written)
+}
+
+/// What takes the place of a key in a template.
+#[derive(Clone, Debug)]
+enum Value {
+    /// Part of a scalar of the template: a text that YAML reads as it is, quoted or not.
+    Part(String),
+    /// A scalar of its own: its text, and how YAML writes it.
+    Scalar { meant: String, written: String },
+    /// YAML that this program composes.
+    Yaml(String),
+}
+
+impl Value {
+    fn written(&self) -> &str {
+        match self {
+            Self::Part(text) | Self::Yaml(text) | Self::Scalar { written: text, .. } => text,
+        }
+    }
+}
+
+fn part(key: &str, text: impl Into<String>) -> (String, Value) {
+    (key.to_owned(), Value::Part(text.into()))
+}
+
+/// The template of all manifests, with this one of rollout workers.
+fn template(rollout: &str) -> String {
+    TEMPLATE.replace("@rollout@", rollout.trim_end())
 }
 
 /// Returns whether a value (image, quantity, name) means the same text in YAML, quoted or not.
@@ -85,13 +131,30 @@ fn is_plain(value: &str) -> bool {
     value.chars().all(is_plain) && !value.is_empty() && ends.all(|c| c.is_ascii_alphanumeric()) && value.len() <= 512
 }
 
-/// Fills the template with these values and the fixed ones.
-fn fill(values: &[(&str, String)]) -> String {
+/// Fills a template with these values and the fixed ones. What was filled in is not looked at again, because the user's texts may
+/// themselves contain `@key@`.
+fn fill(template: &str, values: &[(String, Value)]) -> String {
     let fixed = [("pod_security", POD_SECURITY), ("container_security", CONTAINER_SECURITY)];
-    let fixed = fixed.map(|(key, value)| (key, value.to_owned()));
-    // The job goes last, because the user's text may itself contain `@key@`.
-    let (job, rest): (Vec<_>, Vec<_>) = values.iter().chain(&fixed).partition(|(key, _)| *key == "job");
-    rest.into_iter().chain(job).fold(TEMPLATE.to_owned(), |text, (key, value)| text.replace(&format!("@{key}@"), value))
+    let find = |key: &str| {
+        let given = values.iter().find(|(known, _)| known == key).map(|(_, value)| value.written());
+        given.or_else(|| fixed.iter().find(|(known, _)| *known == key).map(|(_, value)| *value))
+    };
+    let (mut filled, mut rest) = (String::new(), template);
+    while let Some((before, after)) = rest.split_once('@') {
+        filled.push_str(before);
+        match after.split_once('@').and_then(|(key, behind)| Some((find(key)?, behind))) {
+            Some((value, behind)) => {
+                filled.push_str(value);
+                rest = behind;
+            }
+            None => {
+                filled.push('@');
+                rest = after;
+            }
+        }
+    }
+    filled.push_str(rest);
+    filled
 }
 
 /// Derives the run id from namespace and name, so that rendering and applying again keeps it.
@@ -222,7 +285,7 @@ verifiers = 2
             ("grace_period", number("gracePeriod")),
             ("grace", format!("{{{{ sub (.Values.gracePeriod | int) {LAST_WORDS} }}}}")),
         ];
-        let text = fill(&values);
+        let text = fill(&template(ROLLOUT), &values.map(|(key, value)| part(key, value)));
         assert!(!text.contains('@'), "a value is missing");
         expect_file!["../../../../deploy/helm/pacs/templates/job.yaml"].assert_eq(&text);
     }
@@ -233,6 +296,90 @@ verifiers = 2
         let text = launch(&job, &[]).expect("printed");
         assert_eq!(text.matches("nvidia.com/gpu: 1").count(), 4, "requests and limits of two roles");
         assert_eq!(text.matches("value: \"cuda\"").count(), 2);
+    }
+
+    const VLLM: [&str; 2] = ["--vllm-image", "registry.example/vllm-openai:0.32.0"];
+
+    /// The job with servers in the pods of its rollout workers, which have these keys.
+    fn with_servers(keys: &str) -> String {
+        let device = "[resources]\ndevice = \"cuda\"\n";
+        let job = JOB.replace("[resources]\n", device);
+        format!("{job}\n[rollout]\nengine = \"vllm\"\nvllm.server = {{ {keys} }}\n")
+    }
+
+    #[test]
+    fn rollout_workers_have_their_servers_in_their_pods() {
+        let job = with_servers(
+            "count = 2, tensor_parallel = 4, start_seconds = 605, extra_args = [\"--gpu-memory-utilization\", \"0.95\"], \
+             environment = { VLLM_BATCH_INVARIANT = \"1\" }",
+        );
+        let text = launch(&job, &VLLM).expect("printed");
+        assert!(!text.contains('@'), "a value is missing");
+        expect_file!["kubernetes/vllm.yaml"].assert_eq(&text);
+        for (what, count) in [("nvidia.com/gpu: 4", 4), ("nvidia.com/gpu: 1", 2), ("startupProbe", 3)] {
+            assert_eq!(text.matches(what).count(), count, "{what}");
+        }
+        // On processors there is nothing to ask for.
+        let cpu =
+            job.replace("device = \"cuda\"\n", "").replace("[data.train]", "precision = \"float32\"\n\n[data.train]");
+        assert!(!launch(&cpu, &VLLM).expect("printed").contains("nvidia.com"));
+    }
+
+    #[test]
+    fn any_words_for_the_servers_stay_one_word_each() {
+        // `manifests` reads its result back and compares.
+        let hostile = [
+            "x: y",
+            "x, y]",
+            "{a: b}",
+            "- x",
+            "#x",
+            " # x ",
+            "&a *b !c",
+            "\\\"'`|>%@",
+            "@job@ @name@ @word_0_0@ @value_0@ pacs-name-value pacs-word_0_0-value",
+            "{{ .Values.x }}",
+            "\u{2028}---\u{2028}kind: Pod",
+            "\u{202e}x",
+            "1",
+            "true",
+            "~",
+        ];
+        for text in hostile {
+            let text = serde_json::to_string(text).expect("a text");
+            let keys = format!(
+                "command = [{text}, {text}], extra_args = [{text}], environment = {{ A = {text}, B = {text} }}"
+            );
+            let written = launch(&with_servers(&keys), &VLLM).unwrap_or_else(|error| panic!("{text}: {error:#}"));
+            assert!(!written.chars().any(is_special), "{written}");
+        }
+        // Kubernetes would put a variable of the container there.
+        let written = launch(&with_servers("extra_args = [\"$(PACS_RUN_ID) $$\"]"), &VLLM).expect("printed");
+        assert!(written.contains("\"$$(PACS_RUN_ID) $$$$\""), "{written}");
+    }
+
+    #[test]
+    fn servers_that_pods_cannot_have_are_refused() {
+        for (job, options, words) in [
+            (with_servers(""), &[][..], "give --vllm-image"),
+            (JOB.to_owned(), &VLLM[..], "the job starts no vLLM server"),
+            (with_servers("model = \"untied\""), &VLLM, "`untied` of the spec is relative"),
+            (
+                with_servers("").replace("vllm.server = {  }", "vllm = { server = {}, weights_dir = \"/w\" }"),
+                &VLLM,
+                "pods have a volume of their own",
+            ),
+            (
+                with_servers("")
+                    .replace("vllm.server = {  }", "vllm.endpoints = [\"http://a:1\"]")
+                    .replace("rollouts = 2", "rollouts = 1"),
+                &[],
+                "vLLM servers of yours",
+            ),
+        ] {
+            let error = launch(&job, options).expect_err(words);
+            assert!(format!("{error:#}").contains(words), "{error:#}");
+        }
     }
 
     #[test]
@@ -271,7 +418,7 @@ verifiers = 2
     }
 
     #[test]
-    fn whatever_the_job_holds_is_one_value() {
+    fn any_text_of_the_job_is_one_value() {
         // `manifests` reads its result back and compares. TOML allows these texts in comments, multi-line strings, or at its ends.
         let texts = [
             "# ends in blanks  \n",
@@ -295,7 +442,7 @@ verifiers = 2
 
     #[test]
     fn no_option_is_more_than_its_value() {
-        let options = ["--image", "--worker-image", "--data-claim", "--run-size", "--memory", "--shm"];
+        let options = ["--image", "--worker-image", "--vllm-image", "--data-claim", "--run-size", "--memory", "--shm"];
         let hostile = [
             "x\n---\nkind: Pod",
             "x\u{2028}---",
@@ -322,16 +469,17 @@ verifiers = 2
         for option in options {
             for value in hostile {
                 // Of a repeated option the last value wins.
-                let line =
-                    ["pacs", "launch", "kubernetes", "job.toml", "--image=i", "--worker-image=w"].map(str::to_owned);
-                let line = line.into_iter().filter(|word| !word.starts_with(&format!("{option}=")));
+                let fixed = ["--image=i", "--worker-image=w", "--vllm-image=v"];
+                let line = ["pacs", "launch", "kubernetes", "job.toml"].into_iter().chain(fixed).map(str::to_owned);
+                let line = line.filter(|word| !word.starts_with(&format!("{option}=")));
                 let line = line.chain([format!("{option}={value}")]);
                 let Ok(arguments) = Arguments::try_parse_from(line) else { continue };
                 let Command::Launch { command: LaunchCommand::Kubernetes(arguments) } = arguments.command else {
                     panic!("not that command")
                 };
-                let spec = pacs_spec::parse(JOB, Path::new("job.toml")).expect("valid");
-                let error = manifests(&spec, JOB, &arguments).expect_err(value).to_string();
+                let job = with_servers("");
+                let spec = pacs_spec::parse(&job, Path::new("job.toml")).expect("valid");
+                let error = manifests(&spec, &job, &arguments).expect_err(value).to_string();
                 assert!(error.starts_with(option), "{option} {value:?}: {error}");
             }
         }

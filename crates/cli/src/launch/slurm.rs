@@ -37,10 +37,27 @@ struct Allocation {
 struct Step {
     role: &'static str,
     tasks: u32,
-    /// Place of the first task, counted in cores or GPUs of the allocation, node by node.
+    /// Place of the first task, counted in tasks of this step that fill the allocation, node by node.
     offset: u32,
-    command: &'static str,
-    computes: bool,
+    start: Start,
+    /// GPUs of each task, where the job computes on GPUs; 0 for a task that computes nothing.
+    gpus: u32,
+}
+
+/// What starts a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Start {
+    /// `pacs supervise` with this worker.
+    Worker(&'static str),
+    /// `pacs servers`, with a rollout worker next to its vLLM servers.
+    Servers,
+}
+
+impl Step {
+    /// The GPU after the last one of its tasks, counted node by node.
+    fn end(&self) -> u32 {
+        (self.offset + self.tasks) * self.gpus
+    }
 }
 
 /// Renders the script.
@@ -57,7 +74,8 @@ pub(crate) fn script(spec: &JobSpec, arguments: &LaunchSlurm, place: &Place) -> 
     let mut script = String::new();
     let options = options(spec, arguments, &allocation);
     header(&mut script, &options);
-    environment(&mut script, arguments, place, &allocation);
+    let reads_job = arguments.only.is_none() || steps.iter().any(|step| step.start == Start::Servers);
+    environment(&mut script, (arguments, place, &allocation), reads_job);
     script.push_str(FUNCTIONS);
     match arguments.only {
         None => {
@@ -72,7 +90,7 @@ pub(crate) fn script(spec: &JobSpec, arguments: &LaunchSlurm, place: &Place) -> 
         }
     }
     // Quoting is easy to get wrong, and a wrong script is found out after hours in a queue: what a shell would read is compared here.
-    read_back(&script, &options, arguments, place)?;
+    read_back(&script, &options, (arguments, place), reads_job)?;
     Ok(script)
 }
 
@@ -106,7 +124,12 @@ fn check_texts(arguments: &LaunchSlurm, place: &Place) -> Result<()> {
 }
 
 /// Parses the script as sbatch and the shell would, and compares the result with the inputs.
-fn read_back(script: &str, options: &[String], arguments: &LaunchSlurm, place: &Place) -> Result<()> {
+fn read_back(
+    script: &str,
+    options: &[String],
+    (arguments, place): (&LaunchSlurm, &Place),
+    reads_job: bool,
+) -> Result<()> {
     let comments = script.lines().take_while(|line| line.is_empty() || line.starts_with('#'));
     let read: Vec<&str> = comments.filter_map(|line| line.strip_prefix("#SBATCH ")).collect();
     ensure!(read == options, "the script's options are not what they should be; this is a bug");
@@ -116,7 +139,7 @@ fn read_back(script: &str, options: &[String], arguments: &LaunchSlurm, place: &
         ("export PACS_COORDINATOR=", place.run_dir.clone()),
     ];
     words.extend(arguments.tls_dir.as_ref().map(|folder| ("export PACS_TLS_DIR=", place.here.join(folder))));
-    if arguments.only.is_none() {
+    if reads_job {
         words.push(("job=", place.job.clone()));
     }
     for (before, path) in words {
@@ -154,14 +177,15 @@ fn time_limit(time: &str) -> Result<Option<u64>> {
     total.map(Some).ok_or_else(malformed)
 }
 
-/// Refuses rollout workers that would all be told the same servers, or none.
+/// Refuses rollout workers that would have no servers.
 fn check_servers(spec: &JobSpec, steps: &[Step]) -> Result<()> {
     let names_them = spec.rollout.vllm.as_ref().is_some_and(|vllm| !vllm.endpoints.is_empty());
     let drives = steps.iter().any(|step| step.role == "rollout") && spec.rollout.engine == RolloutEngineKind::Vllm;
     ensure!(
-        !drives || names_them,
-        "the job names no vLLM servers, and this script starts none: name those that run in `rollout.vllm.endpoints`, or set \
-         `resources.rollouts` = 0 and start `pacs rollout` next to each server (docs/ENGINES.md)"
+        !drives || names_them || spec.own_servers().is_some(),
+        "the job names no vLLM servers and starts none: have them started next to each rollout worker with \
+         `rollout.vllm.server`, name those that run in `rollout.vllm.endpoints`, or set `resources.rollouts` = 0 and start \
+         `pacs rollout` next to each server (docs/ENGINES.md)"
     );
     Ok(())
 }
@@ -182,21 +206,28 @@ fn check_warning(arguments: &LaunchSlurm) -> Result<()> {
 
 fn steps(spec: &JobSpec, only: Option<Only>) -> Vec<Step> {
     let resources = &spec.resources;
-    let learner = "pacs-worker learner";
-    // Servers have GPUs of their own, which this allocation does not know.
-    let (rollout, computes) = match spec.rollout.engine {
-        RolloutEngineKind::Native => ("pacs-worker rollout", true),
-        RolloutEngineKind::Vllm => ("pacs rollout", false),
+    let (rollout, gpus) = match (spec.rollout.engine, spec.own_servers()) {
+        (RolloutEngineKind::Native, _) => (Start::Worker("pacs-worker rollout"), 1),
+        (RolloutEngineKind::Vllm, Some(server)) => (Start::Servers, server.count * server.tensor_parallel),
+        // The operator's servers have GPUs of their own, which this allocation does not know.
+        (RolloutEngineKind::Vllm, None) => (Start::Worker("pacs rollout"), 0),
     };
-    let step = |role, tasks, offset, command, computes| Step { role, tasks, offset, command, computes };
+    let after_learners = match (gpus, resources.device) {
+        (0, _) => 0,
+        (_, DeviceKind::Cpu) => spec.learners(),
+        // The next place where all GPUs of a task are on one node.
+        (_, DeviceKind::Cuda) => spec.learners().div_ceil(gpus),
+    };
+    let step = |role, tasks, offset, start, gpus| Step { role, tasks, offset, start, gpus };
+    let verifier = Start::Worker("pacs verifier");
     let steps = match only {
         None => vec![
-            step("verifier", resources.verifiers, 0, "pacs verifier", false),
-            step("rollout", resources.rollouts, if computes { spec.learners() } else { 0 }, rollout, computes),
-            step("learner", spec.learners(), 0, learner, true),
+            step("verifier", resources.verifiers, 0, verifier, 0),
+            step("rollout", resources.rollouts, after_learners, rollout, gpus),
+            step("learner", spec.learners(), 0, Start::Worker("pacs-worker learner"), 1),
         ],
-        Some(Only::Rollouts) => vec![step("rollout", resources.rollouts, 0, rollout, computes)],
-        Some(Only::Verifiers) => vec![step("verifier", resources.verifiers, 0, "pacs verifier", false)],
+        Some(Only::Rollouts) => vec![step("rollout", resources.rollouts, 0, rollout, gpus)],
+        Some(Only::Verifiers) => vec![step("verifier", resources.verifiers, 0, verifier, 0)],
     };
     steps.into_iter().filter(|step| step.tasks > 0).collect()
 }
@@ -204,8 +235,15 @@ fn steps(spec: &JobSpec, only: Option<Only>) -> Vec<Step> {
 fn allocation(spec: &JobSpec, arguments: &LaunchSlurm, steps: &[Step]) -> Result<Allocation> {
     let gpus = match spec.resources.device {
         DeviceKind::Cpu => 0,
-        DeviceKind::Cuda => steps.iter().filter(|step| step.computes).map(|step| step.tasks).sum(),
+        DeviceKind::Cuda => steps.iter().map(Step::end).max().unwrap_or(0),
     };
+    let most = steps.iter().map(|step| step.gpus).max().unwrap_or(0);
+    ensure!(
+        gpus == 0 || arguments.gpus_per_node.is_multiple_of(most.max(1)),
+        "the servers of a rollout worker take {most} GPUs of one node, which have {}: choose `count` and `tensor_parallel` of \
+         `rollout.vllm.server` so that their product divides --gpus-per-node",
+        arguments.gpus_per_node
+    );
     let cpus_per_task = arguments.cpus_per_task.unwrap_or(match spec.resources.threads {
         0 => 4,
         threads => threads,
@@ -213,10 +251,11 @@ fn allocation(spec: &JobSpec, arguments: &LaunchSlurm, steps: &[Step]) -> Result
     if gpus > 0 {
         let nodes = arguments.nodes.unwrap_or(gpus.div_ceil(arguments.gpus_per_node));
         let room = nodes * arguments.gpus_per_node;
+        let what = if most > 1 { "GPUs of learners and vLLM servers" } else { "workers with a GPU each" };
         ensure!(
             room >= gpus,
-            "{gpus} workers with a GPU each do not fit on {nodes} nodes with {} GPUs; give more with --nodes or \
-             --gpus-per-node, or ask for fewer in [resources] of the spec",
+            "{gpus} {what} do not fit on {nodes} nodes with {} GPUs; give more with --nodes or --gpus-per-node, or ask for \
+             fewer in [resources] of the spec",
             arguments.gpus_per_node
         );
         let gpus_per_node = arguments.gpus_per_node.min(gpus);
@@ -259,7 +298,11 @@ fn header(script: &mut String, options: &[String]) {
     options.iter().for_each(|option| put(script, format_args!("#SBATCH {option}")));
 }
 
-fn environment(script: &mut String, arguments: &LaunchSlurm, place: &Place, allocation: &Allocation) {
+fn environment(
+    script: &mut String,
+    (arguments, place, allocation): (&LaunchSlurm, &Place, &Allocation),
+    reads_job: bool,
+) {
     let run_dir = quoted_path(&place.run_dir);
     let tls_dir = arguments.tls_dir.as_ref().map(|folder| quoted_path(&place.here.join(folder)));
     script.push_str("\nset -u\n");
@@ -280,9 +323,11 @@ fn environment(script: &mut String, arguments: &LaunchSlurm, place: &Place, allo
     if arguments.only.is_none() {
         put(script, "# Which start of the job this is: leftovers of an earlier one on a lost node are refused.");
         put(script, "export PACS_ATTEMPT=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}");
-        put(script, format_args!("job={}", quoted_path(&place.job)));
     } else {
         put(script, "unset PACS_ATTEMPT");
+    }
+    if reads_job {
+        put(script, format_args!("job={}", quoted_path(&place.job)));
     }
     put(script, "logs=$PACS_RUN_DIR/logs/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}");
     put(script, "mkdir -p \"$PACS_RUN_DIR/logs\" || exit 75");
@@ -396,36 +441,62 @@ fn workers(script: &mut String, steps: &[Step], allocation: &Allocation, joined:
     if allocation.gpus_per_node > 0 {
         script.push_str(ON_GPU);
     }
-    for Step { role, tasks, offset, command, computes } in steps {
-        // With GPUs, a learner or rollout worker has its device to itself. The step is given all of a node: a task whose cgroup
-        // holds its own GPU alone reaches the others by way of host memory, without NVLink.
-        let per_node = if *computes { allocation.gpus_per_node } else { 0 };
-        let share = match allocation.gpus_per_node {
+    if steps.iter().any(|step| step.start == Start::Servers) {
+        script.push_str(SERVERS);
+    }
+    for Step { role, tasks, offset, start, gpus } in steps {
+        // With GPUs, a learner, a rollout worker or its servers have their devices to themselves. The step is given all of a node: a
+        // task whose cgroup holds its own GPU alone reaches the others by way of host memory, without NVLink.
+        let gpus_per_node = if *gpus > 0 { allocation.gpus_per_node } else { 0 };
+        let per_node = gpus_per_node / (*gpus).max(1);
+        let mut share = match allocation.gpus_per_node {
             0 => "--overlap".to_owned(),
-            _ if !computes => "--overlap --gres=none".to_owned(),
+            _ if *gpus == 0 => "--overlap --gres=none".to_owned(),
             gpus => format!("--overlap --gpus-per-node={gpus} --gpu-bind=none --cpu-bind=none"),
         };
+        if gpus_per_node > 0 && *gpus > 1 {
+            // Those of all its GPUs; the last of two such options counts.
+            let _ = write!(share, " --cpus-per-task={}", gpus * allocation.cpus_per_task);
+        }
         // Losing one learner ends the step of all learners; other roles continue with one worker fewer.
         let deaths = u8::from(*role == "learner");
-        let supervised = match joined {
-            false => format!("pacs supervise -- {command}"),
-            true => format!("bash -c 'exec pacs supervise -- {command} --name \"{role}-$SLURM_JOB_ID-$SLURM_PROCID\"'"),
+        let started = match (start, joined) {
+            (Start::Worker(command), false) => format!("pacs supervise -- {command}"),
+            (Start::Worker(command), true) => {
+                format!("bash -c 'exec pacs supervise -- {command} --name \"{role}-$SLURM_JOB_ID-$SLURM_PROCID\"'")
+            }
+            (Start::Servers, false) => "bash -c \"$servers\" servers \"$job\" \"${logs##*/}\"".to_owned(),
+            (Start::Servers, true) => {
+                format!("bash -c \"$servers\" servers \"$job\" \"${{logs##*/}}\" \"{role}-$SLURM_JOB_ID\"")
+            }
         };
-        let on_gpu =
-            if per_node > 0 { format!("bash -c \"$on_gpu\" on_gpu {offset} {per_node} ") } else { String::new() };
+        let on_gpu = match gpus_per_node {
+            0 => String::new(),
+            _ => format!("bash -c \"$on_gpu\" on_gpu {offset} {gpus_per_node} {gpus} "),
+        };
         let options = format!("{share} --kill-on-bad-exit={deaths} --wait=0");
-        put(script, format_args!("step {role} {tasks} {offset} {per_node} {options} \\\n    {on_gpu}{supervised} &"));
+        put(script, format_args!("step {role} {tasks} {offset} {per_node} {options} \\\n    {on_gpu}{started} &"));
     }
 }
 
 /// What a task of a step with GPUs begins with.
-const ON_GPU: &str = r#"# on_gpu FIRST PER_NODE COMMAND...: shows a task its GPU, by its place among the tasks that fill the nodes one after the other.
+const ON_GPU: &str = r#"# on_gpu FIRST PER_NODE EACH COMMAND...: shows a task EACH of the PER_NODE GPUs of its node, by its place among tasks of that size that
+# fill the nodes one after the other.
 on_gpu='
 IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES:-}"
-place=$((($1 + SLURM_PROCID) % $2))
-export CUDA_VISIBLE_DEVICES=${gpus[place]:-$place}
-shift 2
+first=$((($1 + SLURM_PROCID) * $3 % $2)) shown=
+for ((i = first; i < first + $3; i++)); do shown+=,${gpus[i]:-$i}; done
+export CUDA_VISIBLE_DEVICES=${shown#,}
+shift 3
 exec "$@"
+'
+"#;
+
+/// What a task of a step with vLLM servers is.
+const SERVERS: &str = r#"# servers JOB LOGS [NAME]: starts vLLM servers of the job and a rollout worker next to them, with logs and a name of this task.
+servers='
+exec pacs servers "$1" --logs "$PACS_RUN_DIR/logs" --name "$2-vllm-$SLURM_PROCID" -- \
+    pacs rollout ${3:+--name "$3-$SLURM_PROCID"}
 '
 "#;
 
@@ -434,170 +505,4 @@ fn put(script: &mut String, line: impl std::fmt::Display) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use clap::Parser;
-    use expect_test::expect_file;
-
-    use super::*;
-    use crate::arguments::{Arguments, Command, LaunchCommand};
-
-    fn place() -> Place {
-        Place {
-            job: "/home/me/jobs/my job.toml".into(),
-            run_dir: "/shared/runs/tiny".into(),
-            programs: "/opt/pacs/bin".into(),
-            here: "/home/me".into(),
-        }
-    }
-
-    fn script(resources: &str, options: &[&str]) -> Result<String> {
-        let text = format!(
-            "name = 'tiny'\nmodel.path = 'm'\ndata.train.path = 't.jsonl'\ndata.evaluation.path = 'e.jsonl'\n\
-             resources = {{ {resources} }}"
-        );
-        let spec = pacs_spec::parse(&text, Path::new("job.toml")).expect("valid");
-        let line = ["pacs", "launch", "slurm", "job.toml"].into_iter().chain(options.iter().copied());
-        let Command::Launch { command: LaunchCommand::Slurm(arguments) } =
-            Arguments::try_parse_from(line).expect("a command line").command
-        else {
-            panic!("not that command")
-        };
-        super::script(&spec, &arguments, &place())
-    }
-
-    /// Returns whether bash parses the script.
-    fn is_bash(script: &str) -> bool {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let path = dir.path().join("script");
-        std::fs::write(&path, script).expect("written");
-        std::process::Command::new("bash").arg("-n").arg(&path).status().expect("bash").success()
-    }
-
-    #[test]
-    fn vllm_servers_are_driven_without_a_gpu_and_have_to_be_named() {
-        let spec = |endpoints: &str| {
-            let text = format!(
-                "name = 'a'\nmodel.path = 'm'\ndata.train.path = 't.jsonl'\ndata.evaluation.path = 'e.jsonl'\n\
-                 resources = {{ learners = 4, device = 'cuda' }}\nrollout = {{ engine = 'vllm', vllm.endpoints = [{endpoints}] }}"
-            );
-            pacs_spec::parse(&text, Path::new("a.toml")).expect("valid")
-        };
-        let named = spec("'http://a:1'");
-        let steps = steps(&named, None);
-        let rollout = steps.iter().find(|step| step.role == "rollout").expect("a step");
-        assert_eq!((rollout.command, rollout.computes, rollout.tasks), ("pacs rollout", false, 1));
-        assert!(check_servers(&named, &steps).is_ok());
-        let error = check_servers(&spec(""), &steps).expect_err("none is named");
-        assert!(error.to_string().contains("names no vLLM servers"), "{error}");
-    }
-
-    #[test]
-    fn a_job_on_cpus() {
-        let script = script("learners = 2, rollouts = 3, verifiers = 2, threads = 2", &["--nodes", "3"]).expect("fits");
-        assert!(is_bash(&script));
-        expect_file!["slurm/cpu.sbatch"].assert_eq(&script);
-    }
-
-    #[test]
-    fn a_job_on_gpus() {
-        let resources = "learners = 8, rollouts = 12, verifiers = 4, device = 'cuda'";
-        let options =
-            ["--partition", "gpu", "--sbatch=--account=lab", "--setup", "module load cuda", "--tls-dir", "certs"];
-        let script = script(resources, &options).expect("fits");
-        assert!(is_bash(&script));
-        expect_file!["slurm/gpu.sbatch"].assert_eq(&script);
-    }
-
-    #[test]
-    fn a_task_sees_the_gpu_of_its_place() {
-        // The steps of learners and of rollout workers fill the same nodes, the latter from the third place on.
-        let seen = |task: &str, visible: Option<&str>| {
-            let script = format!("{ON_GPU}bash -c \"$on_gpu\" on_gpu 2 4 printenv CUDA_VISIBLE_DEVICES");
-            let mut bash = std::process::Command::new("bash");
-            bash.arg("-c").arg(script).env("SLURM_PROCID", task).env_remove("CUDA_VISIBLE_DEVICES");
-            let output = bash.envs(visible.map(|visible| ("CUDA_VISIBLE_DEVICES", visible))).output().expect("bash");
-            String::from_utf8(output.stdout).expect("text").trim().to_owned()
-        };
-        let every = ["0", "1", "2", "11"];
-        assert_eq!(every.map(|task| seen(task, Some("4,5,6,7"))), ["6", "7", "4", "5"]);
-        assert_eq!(every.map(|task| seen(task, None)), ["2", "3", "0", "1"]);
-    }
-
-    #[test]
-    fn workers_that_join() {
-        let script = script("learners = 2, rollouts = 3", &["--only", "rollouts"]).expect("fits");
-        assert!(is_bash(&script));
-        expect_file!["slurm/rollouts.sbatch"].assert_eq(&script);
-    }
-
-    #[test]
-    fn time_limits_are_those_of_sbatch() {
-        let times = ["90", "90:30", "1:30:00", "2-0", "1-12:30", "1-00:00:10", "unlimited"];
-        let seconds = [Some(5400), Some(5430), Some(5400), Some(172_800), Some(131_400), Some(86_410), None];
-        for (time, expected) in times.into_iter().zip(seconds) {
-            assert_eq!(time_limit(time).expect("a time"), expected, "{time}");
-        }
-        for wrong in
-            ["", "1h", "1:2:3:4", "1-", "x-1", "9999999999999999999", "18446744073709551615-0", "307445734561825861"]
-        {
-            assert!(time_limit(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn no_option_is_more_than_its_value() {
-        let breaks = ["\n", "\r", "\u{85}", "\u{2028}", "\u{1b}[2K", "\u{202e}", "\0"];
-        for (option, value) in
-            [("--partition", "gpu"), ("--sbatch", "--account=lab"), ("--time", "1:00:00"), ("--setup", "true")]
-        {
-            for end in breaks.into_iter().filter(|end| (option, *end) != ("--setup", "\n")) {
-                let given = format!("{option}={value}{end}#SBATCH --wrap=x");
-                let error = script("learners = 1", &[given.as_str()]).expect_err(&given).to_string();
-                assert!(error.starts_with(option), "{error}");
-            }
-        }
-        for given in ["--partition=gpu --wrap=x", "--partition=", "--partition=a#b", "--sbatch=x", "--setup=cat <<X"] {
-            assert!(script("learners = 1", &[given]).is_err(), "{given}");
-        }
-        // Setup commands may span lines: sbatch reads no options after the first command, so the second line is harmless.
-        let script = script("learners = 1", &["--setup", "module load cuda\necho '#SBATCH --x'"]).expect("fits");
-        assert!(is_bash(&script));
-    }
-
-    #[test]
-    fn paths_are_what_a_shell_makes_of_them() {
-        use std::os::unix::ffi::OsStringExt;
-
-        let spec = "name = 'tiny'\nmodel.path = 'm'\ndata.train.path = 't.jsonl'\ndata.evaluation.path = 'e.jsonl'";
-        let spec = pacs_spec::parse(spec, Path::new("job.toml")).expect("valid");
-        let line = ["pacs", "launch", "slurm", "job.toml"];
-        let Command::Launch { command: LaunchCommand::Slurm(arguments) } =
-            Arguments::try_parse_from(line).expect("a command line").command
-        else {
-            panic!("not that command")
-        };
-        let at = |run_dir: PathBuf| super::script(&spec, &arguments, &Place { run_dir, ..place() });
-        for path in ["/a b", "/it's", "/$(id)", "/`id`", "/a\"b", "/a\\b", "/a;b", "/a#b", "/数", "/-x", "/a'\\''b"] {
-            let script = at(path.into()).unwrap_or_else(|error| panic!("{path}: {error}"));
-            assert!(is_bash(&script), "{path}");
-        }
-        for path in ["/a\nb", "/a\rb", "/a\u{85}b", "/a\u{2028}b", "/a\u{202e}b", "/a\u{1b}[2Kb"] {
-            assert!(at(path.into()).is_err(), "{path:?}");
-        }
-        assert!(
-            at(std::ffi::OsString::from_vec(b"/a\xff".to_vec()).into()).is_err(),
-            "another path when it is printed"
-        );
-    }
-
-    #[test]
-    fn what_does_not_fit_is_refused() {
-        let error = script("learners = 1", &["--time", "5"]).expect_err("saved before it begins");
-        assert!(error.to_string().contains("saved 300 s before its end"), "{error}");
-        let error = script("learners = 8, rollouts = 12, device = 'cuda'", &["--nodes", "2"]).expect_err("too many");
-        assert!(error.to_string().contains("20 workers with a GPU each do not fit on 2 nodes with 8 GPUs"), "{error}");
-        assert!(script("learners = 1, rollouts = 0", &["--only", "rollouts"]).is_err());
-    }
-}
+mod tests;

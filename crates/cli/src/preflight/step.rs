@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_the_job_its_tiny_step_is_valid() {
+    fn the_tiny_step_of_every_job_is_valid() {
         let minimal = "name = 'x'\nmodel.path = 'm'\ndata.train.path = 't.jsonl'\ndata.evaluation.path = 'e.jsonl'\n";
         for more in [
             "",

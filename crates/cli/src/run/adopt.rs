@@ -1,14 +1,25 @@
-//! Adopts workers that a killed `pacs run` of the same folder left. They stay alive, hold the state of the run, and wait for a
-//! coordinator to come back.
+//! Adopts workers and vLLM servers that a killed `pacs run` of the same folder left. They stay alive, hold the state of the run, and wait
+//! for a coordinator to come back.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::Path;
 
 use nix::sys::signal::Signal;
 
-use super::supervisor::{COORDINATOR, WorkerCommand, signal_group};
+use super::gpus::VISIBLE;
+use super::supervisor::{COORDINATOR, RUN_ID, WorkerCommand, signal_group};
 use super::workers::{PLAINTEXT, TLS_DIR, WORKER_PROGRAM};
 use crate::process;
+
+/// Variables of a server: its name, its port, and the folder of the run that it belongs to. Its command line is that of another program,
+/// which knows none of them.
+pub(super) const SERVER_NAME: &str = "PACS_SERVER";
+pub(super) const SERVER_PORT: &str = "PACS_SERVER_PORT";
+pub(super) const SERVER_OF: &str = "PACS_SERVER_OF";
+
+/// Option by which a rollout worker is told a server.
+pub(super) const ENDPOINT: &str = "--endpoint";
 
 /// A process that was proved to be a worker of this run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,9 +33,18 @@ impl Living {
     /// the same id). The command line alone is no proof, because workers of all runs have the same names.
     fn prove(pid: u32, command: &WorkerCommand) -> Option<Self> {
         let living = Self { pid, began: process::began(pid)? };
+        if command.gate.is_some() {
+            let is_server = is_server(pid)
+                && command
+                    .environment
+                    .iter()
+                    .all(|(name, value)| !name.starts_with(SERVER_NAME) || process::has_variable(pid, name, value))
+                && process::has_variable(pid, RUN_ID, &command.run_id);
+            return (is_server && living.is_alive()).then_some(living);
+        }
         let program = process::program(pid)?;
         let is_worker = process::is_own(pid)
-            && process::has_variable(pid, "PACS_RUN_ID", &command.run_id)
+            && process::has_variable(pid, RUN_ID, &command.run_id)
             && process::has_option(pid, "--name", &command.name)
             && command.coordinator().is_none_or(|folder| process::has_option(pid, COORDINATOR, folder))
             && is_program_of(&program, &command.program);
@@ -44,6 +64,33 @@ impl Living {
             signal_group(self.pid, signal);
         }
     }
+
+    /// Kills what is left of the process group of a server that has ended.
+    pub(crate) fn sweep(self) {
+        // Its id is not given to another process as long as its group has members.
+        if process::began(self.pid).is_none() {
+            signal_group(self.pid, Signal::SIGKILL);
+        }
+    }
+}
+
+/// Whether a process of this user is a server itself, and not one of the processes that a server has started, which inherit its variables.
+fn is_server(pid: u32) -> bool {
+    process::is_own(pid) && process::leads_its_group(pid) && process::variable(pid, SERVER_NAME).is_some()
+}
+
+/// The live servers of the run with this folder and id: the port of each, by name.
+pub(crate) fn server_ports(run_dir: &str, run_id: &str) -> BTreeMap<String, u16> {
+    let of_run = |pid: &u32| {
+        is_server(*pid)
+            && process::has_variable(*pid, RUN_ID, run_id)
+            && process::has_variable(*pid, SERVER_OF, run_dir)
+    };
+    let named = |pid: u32| {
+        let port = process::variable(pid, SERVER_PORT)?.parse().ok()?;
+        Some((process::variable(pid, SERVER_NAME)?, port))
+    };
+    process::all().into_iter().filter(of_run).filter_map(named).collect()
 }
 
 /// Returns whether starting `program` executes `found`; the program may be a script that sets up libtorch first.
@@ -53,22 +100,53 @@ fn is_program_of(found: &Path, program: &Path) -> bool {
     program.canonicalize().is_ok_and(|program| program == found) || same_name()
 }
 
-/// Returns whether the process uses the same TLS settings as `command`; with others it could never register.
+/// Returns whether the process was started as `command` would start it: a worker with the same TLS settings, since with others it could
+/// never register, and with the same servers; a server with the same options and GPUs.
 fn speaks_alike(pid: u32, command: &WorkerCommand) -> bool {
-    let given = command.arguments.windows(2).find(|pair| pair[0] == TLS_DIR);
-    match given {
-        Some(pair) => process::has_option(pid, TLS_DIR, &pair[1]),
-        None => process::has_word(pid, PLAINTEXT),
+    if command.gate.is_some() {
+        let same_gpus = command.gpu.as_ref().is_none_or(|gpu| process::has_variable(pid, VISIBLE, gpu));
+        return same_gpus && process::ends_with_words(pid, &command.arguments);
     }
+    let endpoints: Vec<&String> = options(&command.arguments, ENDPOINT).collect();
+    let given = options(&command.arguments, TLS_DIR).next();
+    let same_tls = match given {
+        Some(folder) => process::has_option(pid, TLS_DIR, folder),
+        None => process::has_word(pid, PLAINTEXT),
+    };
+    same_tls && process::values_of(pid, ENDPOINT).iter().eq(endpoints)
+}
+
+/// The values of an option in a command line.
+fn options<'a>(arguments: &'a [String], option: &str) -> impl Iterator<Item = &'a String> {
+    arguments.windows(2).filter(move |pair| pair[0] == option).map(|pair| &pair[1])
 }
 
 /// Sets `living` in each command for which a live process already does the work.
 ///
 /// All processes are scanned, not only the members in the journal, because a worker that was started just before its coordinator
 /// was killed has never registered. Of several processes with one name the member stays, or else the one started last. The others
-/// would be refused at registration, so they are killed.
-pub(crate) fn adopt(commands: &mut [WorkerCommand], members: &[(String, String, u32)]) {
+/// would be refused at registration, so they are killed. So are servers of the run in the folder `run_dir` that no command starts any more,
+/// because they hold GPUs.
+pub(crate) fn adopt(
+    commands: &mut [WorkerCommand],
+    members: &[(String, String, u32)],
+    (run_dir, run_id): (&Path, &str),
+) {
     let (here, processes) = (process::host(), process::all());
+    let run_dir = run_dir.canonicalize().unwrap_or_else(|_| run_dir.to_owned()).display().to_string();
+    let is_wanted = |name: &str| commands.iter().any(|command| command.gate.is_some() && command.name == name);
+    let of_run = |pid: &&u32| {
+        process::has_variable(**pid, RUN_ID, run_id)
+            && process::has_variable(**pid, SERVER_OF, &run_dir)
+            && is_server(**pid)
+    };
+    for pid in processes.iter().filter(of_run) {
+        let name = process::variable(*pid, SERVER_NAME).unwrap_or_default();
+        if !is_wanted(&name) {
+            tracing::warn!("process {pid} is server {name} of this run, which the job has no more; it is killed");
+            signal_group(*pid, Signal::SIGKILL);
+        }
+    }
     for command in commands {
         let mut found: Vec<Living> = processes.iter().filter_map(|pid| Living::prove(*pid, command)).collect();
         let is_member = |living: &Living| {
@@ -79,7 +157,8 @@ pub(crate) fn adopt(commands: &mut [WorkerCommand], members: &[(String, String, 
         for surplus in found {
             let why = match command.living {
                 Some(_) => "is a second one",
-                None => "does not protect its connections as this start does",
+                None if command.gate.is_some() => "was started with other options than the job asks for now",
+                None => "does not protect its connections as this start does, or has other servers",
             };
             tracing::warn!("process {} is {} of this run and {why}; it is killed", surplus.pid, command.name);
             surplus.signal(Signal::SIGKILL);
@@ -109,6 +188,8 @@ mod tests {
             arguments: ["rollout", "--coordinator", folder].map(str::to_owned).to_vec(),
             run_id: run_id.to_owned(),
             gpu: None,
+            environment: Vec::new(),
+            gate: None,
             living: None,
         }
     }
@@ -116,7 +197,7 @@ mod tests {
     /// Returns the id of the process adopted for `command`.
     fn adopted(command: WorkerCommand, members: &[(String, String, u32)]) -> Option<u32> {
         let mut commands = [command];
-        adopt(&mut commands, members);
+        adopt(&mut commands, members, (Path::new("/run"), "no-such-run"));
         commands[0].living.map(|living| living.pid)
     }
 

@@ -1,7 +1,8 @@
 //! Which GPU of this machine each worker of `pacs run` gets.
 //!
-//! Every process computes on the first GPU that it sees, so it is shown one: two learner ranks on one GPU are an error of NCCL, and
-//! a rollout worker next to a learner takes memory that the learner has planned with.
+//! Every worker computes on the first GPU that it sees, so it is shown one: two learner ranks on one GPU are an error of NCCL, and
+//! a rollout worker next to a learner takes memory that the learner has planned with. A vLLM server is shown as many as it divides its
+//! model among, and shares none, because it fills the memory of a GPU.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,6 +12,7 @@ use pacs_spec::{DeviceKind, JobSpec};
 use serde_json::{Value, json};
 
 use crate::format::plural;
+use crate::servers::SERVER;
 
 /// Names the GPUs that a process sees, in the order in which it counts them.
 pub(crate) const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
@@ -22,8 +24,8 @@ pub(crate) struct Gpus {
     usable: Vec<String>,
     /// Those that this machine shows.
     shown: usize,
-    /// Place in `usable` of every worker's.
-    places: BTreeMap<String, usize>,
+    /// Places in `usable` of those of every worker and server.
+    places: BTreeMap<String, Vec<usize>>,
     problem: Option<String>,
 }
 
@@ -33,11 +35,14 @@ impl Gpus {
         (spec.resources.device == DeviceKind::Cuda).then(|| Self::among(spec, &visible()))
     }
 
-    /// Learners first, each on a GPU of its own; then rollout workers on those that have fewest workers.
+    /// Learners first, each on a GPU of its own; then servers on theirs, and rollout workers on those that have fewest workers.
     fn among(spec: &JobSpec, shown: &[String]) -> Self {
         let (resources, learners) = (&spec.resources, spec.learners() as usize);
         let computing_rollouts = spec.computing_rollouts();
-        let workers = learners + computing_rollouts as usize;
+        let of_server = spec.own_servers().map_or(1, |servers| servers.tensor_parallel as usize);
+        let servers = spec.own_servers().map_or(0, |servers| (resources.rollouts * servers.count) as usize);
+        let alone = learners + servers * of_server;
+        let workers = alone + computing_rollouts as usize;
         let wanted = resources.gpus.map_or(workers, |gpus| gpus as usize);
         let usable: Vec<String> = match (shown, resources.gpus) {
             // Another machine than the one that runs it: what it would take.
@@ -52,6 +57,15 @@ impl Gpus {
         } else if learners > have {
             let ranks = plural(learners as u64, "learner rank", "learner ranks");
             Some(format!("{ranks} and {counted}: ranks never share one; lower `resources.learners`"))
+        } else if servers > 0 && alone > have {
+            let (ranks, each) =
+                (plural(learners as u64, "learner", "learners"), plural(of_server as u64, "GPU", "GPUs"));
+            let servers = plural(servers as u64, "vLLM server", "vLLM servers");
+            Some(format!(
+                "{ranks} on a GPU each and {servers} on {each} each take {alone}, and there {} {counted}: lower \
+                 `resources.learners`, `resources.rollouts`, or `count` and `tensor_parallel` of `rollout.vllm.server`",
+                if have == 1 { "is" } else { "are" }
+            ))
         } else if workers > have && !resources.share_gpus {
             let rollouts = plural(u64::from(computing_rollouts), "rollout worker", "rollout workers");
             let ranks = plural(learners as u64, "learner", "learners");
@@ -67,10 +81,16 @@ impl Gpus {
         if problem.is_none() && have > 0 {
             let mut load = vec![0usize; have];
             let names = |role: &'static str, count: usize| (0..count).map(move |index| format!("{role}-{index}"));
-            for name in names("learner", learners).chain(names("rollout", computing_rollouts as usize)) {
-                let place = (0..have).min_by_key(|place| load[*place]).unwrap_or(0);
-                load[place] += 1;
-                places.insert(name, place);
+            let wanted = names("learner", learners)
+                .map(|name| (name, 1))
+                .chain(names(SERVER, servers).map(|name| (name, of_server)))
+                .chain(names("rollout", computing_rollouts as usize).map(|name| (name, 1)));
+            for (name, count) in wanted {
+                let mut free: Vec<usize> = (0..have).collect();
+                free.sort_by_key(|place| load[*place]);
+                free.truncate(count);
+                free.iter().for_each(|place| load[*place] += 1);
+                places.insert(name, free);
             }
         }
         Self { usable, shown: shown.len(), places, problem }
@@ -86,14 +106,19 @@ impl Gpus {
         self.shown > 0
     }
 
-    /// What the worker of a name is to see.
-    pub(crate) fn of_worker(&self, name: &str) -> Option<&str> {
-        self.places.get(name).map(|place| self.usable[*place].as_str())
+    /// What the worker or server of a name is to see, as [`VISIBLE`] names it.
+    pub(crate) fn of_worker(&self, name: &str) -> Option<String> {
+        self.places.get(name).map(|places| self.named(places))
+    }
+
+    fn named(&self, places: &[usize]) -> String {
+        let names: Vec<&str> = places.iter().map(|place| self.usable[*place].as_str()).collect();
+        names.join(",")
     }
 
     pub(crate) fn json(&self) -> Value {
-        let workers: BTreeMap<&str, &str> =
-            self.places.iter().map(|(name, place)| (name.as_str(), self.usable[*place].as_str())).collect();
+        let workers: BTreeMap<&str, String> =
+            self.places.iter().map(|(name, places)| (name.as_str(), self.named(places))).collect();
         json!({"shown": self.shown, "workers": workers, "problem": self.problem})
     }
 }
@@ -105,7 +130,7 @@ impl std::fmt::Display for Gpus {
             return writeln!(f, "gpus        cannot be assigned: {problem}");
         }
         for (place, gpu) in self.usable.iter().enumerate() {
-            let workers = self.places.iter().filter(|(_, of)| **of == place).map(|(name, _)| name.as_str());
+            let workers = self.places.iter().filter(|(_, of)| of.contains(&place)).map(|(name, _)| name.as_str());
             let workers: Vec<&str> = workers.collect();
             let head = if place == 0 { "gpus" } else { "" };
             let workers = if workers.is_empty() { "no worker".to_owned() } else { workers.join(", ") };
@@ -119,7 +144,7 @@ impl std::fmt::Display for Gpus {
 }
 
 /// The GPUs that this process sees: what the environment says, or else all that the driver lists.
-fn visible() -> Vec<String> {
+pub(crate) fn visible() -> Vec<String> {
     if let Ok(list) = std::env::var(VISIBLE) {
         return named(&list);
     }
@@ -177,7 +202,7 @@ mod tests {
     fn every_worker_has_a_gpu_to_itself() {
         let gpus = among("learners = 2, rollouts = 2", &["0", "1", "2", "3", "4"]);
         let found = ["learner-0", "learner-1", "rollout-0", "rollout-1", "verifier-0"].map(|name| gpus.of_worker(name));
-        assert_eq!(found, [Some("0"), Some("1"), Some("2"), Some("3"), None]);
+        assert_eq!(found.each_ref().map(Option::as_deref), [Some("0"), Some("1"), Some("2"), Some("3"), None]);
         expect![[r#"
             gpus        GPU 0: learner-0
                         GPU 1: learner-1
@@ -188,16 +213,40 @@ mod tests {
         .assert_eq(&gpus.to_string());
         // What the environment names is passed on as it is.
         let gpus = among("gpus = 2", &["GPU-5ebe", "GPU-77aa", "GPU-0000"]);
-        assert_eq!(["learner-0", "rollout-0"].map(|name| gpus.of_worker(name)), [Some("GPU-5ebe"), Some("GPU-77aa")]);
+        let found = ["learner-0", "rollout-0"].map(|name| gpus.of_worker(name));
+        assert_eq!(found.each_ref().map(Option::as_deref), [Some("GPU-5ebe"), Some("GPU-77aa")]);
     }
 
     #[test]
     fn rollout_workers_share_where_the_job_says_so() {
         let gpus = among("rollouts = 3, learners = 1, share_gpus = true", &["0", "1"]);
         let found = ["learner-0", "rollout-0", "rollout-1", "rollout-2"].map(|name| gpus.of_worker(name));
-        assert_eq!(found, [Some("0"), Some("1"), Some("0"), Some("1")]);
-        assert_eq!(among("share_gpus = true", &["0"]).of_worker("rollout-0"), Some("0"));
+        assert_eq!(found.each_ref().map(Option::as_deref), [Some("0"), Some("1"), Some("0"), Some("1")]);
+        assert_eq!(among("share_gpus = true", &["0"]).of_worker("rollout-0").as_deref(), Some("0"));
         assert_eq!(gpus.json()["workers"]["rollout-2"], "1");
+    }
+
+    #[test]
+    fn servers_have_as_many_as_they_divide_their_model_among() {
+        let of = |resources: &str, shown: &[&str]| {
+            let text = format!(
+                "name = 'a'\nmodel.path = 'm'\ndata.train.path = 't.jsonl'\ndata.evaluation.path = 'e.jsonl'\n\
+                 rollout = {{ engine = 'vllm', vllm.server = {{ tensor_parallel = 2, count = 2 }} }}\n\
+                 resources = {{ device = 'cuda', {resources} }}"
+            );
+            let spec = pacs_spec::parse(&text, Path::new("job.toml")).unwrap_or_else(|errors| panic!("{errors}"));
+            Gpus::among(&spec, &shown.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
+        };
+        let eight = ["0", "1", "2", "3", "4", "5", "6", "7"];
+        let gpus = of("learners = 3", &eight);
+        let found = ["learner-2", "vllm-0", "vllm-1", "rollout-0"].map(|name| gpus.of_worker(name));
+        assert_eq!(found.each_ref().map(Option::as_deref), [Some("2"), Some("3,4"), Some("5,6"), None]);
+        assert_eq!(gpus.json()["workers"]["vllm-1"], "5,6");
+        assert!(gpus.to_string().contains("GPU 4: vllm-0\n"), "{gpus}");
+        // Sharing is for rollout workers of the native engine alone.
+        let gpus = of("learners = 1, rollouts = 2, share_gpus = true", &eight);
+        let problem = "1 learner on a GPU each and 4 vLLM servers on 2 GPUs each take 9, and there are 8 GPUs";
+        assert!(gpus.problem().is_some_and(|found| found.starts_with(problem)), "{:?}", gpus.problem());
     }
 
     #[test]

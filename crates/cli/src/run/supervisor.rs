@@ -1,4 +1,5 @@
-//! Supervises the worker processes of this machine: starts them, restarts them when they die, and ends them with the run.
+//! Supervises the worker processes of this machine: starts them, restarts them when they die, and ends them with the run. vLLM servers
+//! are supervised in the same way; they have to answer some time after each start, and nobody dismisses them.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -20,6 +21,7 @@ use tokio::time::sleep;
 use super::adopt::Living;
 use super::gpus::VISIBLE;
 use super::restarts::{Next, Restarts, describe};
+use crate::servers::Gate;
 
 /// Wait for the end of the run after a worker left with exit code 0, which means that the coordinator dismissed it.
 const DISMISSAL: Duration = Duration::from_secs(20);
@@ -39,7 +41,7 @@ const TAIL_BYTES: u64 = 8192;
 const TAIL_LINES: usize = 8;
 
 /// Environment variable that tells a process which run it belongs to.
-const RUN_ID: &str = "PACS_RUN_ID";
+pub(super) const RUN_ID: &str = "PACS_RUN_ID";
 
 /// Environment variable with the start time of a worker. It orders the processes of one name, so that the coordinator gives the
 /// name to the latest one at once, without waiting until a dead one misses its heartbeats.
@@ -65,8 +67,12 @@ pub(crate) struct WorkerCommand {
     pub(crate) arguments: Vec<String>,
     /// Id of the run that the worker belongs to.
     pub(crate) run_id: String,
-    /// The GPU that it sees, if it computes on one.
+    /// The GPUs that it sees, if it computes on any.
     pub(crate) gpu: Option<String>,
+    /// Further environment variables.
+    pub(crate) environment: Vec<(String, String)>,
+    /// The answer that a server has to give after its start; `None` for a worker.
+    pub(crate) gate: Option<Gate>,
     /// An adopted process that does this work already; it is watched, and restarted like any other when it ends.
     pub(crate) living: Option<Living>,
 }
@@ -190,7 +196,7 @@ async fn supervise(
     about: About,
 ) {
     if let Some(living) = command.living.take() {
-        watch_living(living, &mut order).await;
+        watch_living(living, &mut order, command.gate.is_some()).await;
         if *order.borrow() != Order::Run || about.is_retired(&command.name) {
             return;
         }
@@ -202,7 +208,15 @@ async fn supervise(
         let started = Instant::now();
         let log_start = fs::metadata(&log).map_or(0, |metadata| metadata.len());
         let ended = match spawn(&command, &log) {
-            Ok(mut child) => watch_child(&mut child, &mut order).await,
+            Ok(mut child) => {
+                let leader = child.id();
+                let ended = watch_child(&mut child, &mut order, command.gate.as_ref()).await;
+                // What a server has started outlives it by seconds, and holds its GPUs.
+                if let Some(leader) = leader.filter(|_| command.gate.is_some()) {
+                    signal_group(leader, Signal::SIGKILL);
+                }
+                ended
+            }
             Err(error) => Err(error),
         };
         if *order.borrow() != Order::Run || about.is_retired(&command.name) {
@@ -214,8 +228,11 @@ async fn supervise(
             restarts.forgive();
         }
         let (how, next) = match ended {
-            Ok(status) if changed_within(&mut order, dismissal(status)).await => return,
-            Ok(status) => (describe(status), restarts.after(status, began.elapsed(), started.elapsed())),
+            Ok(End { status, .. }) if changed_within(&mut order, dismissal(status)).await => return,
+            Ok(End { status, missed }) => {
+                let how = missed.unwrap_or_else(|| describe(status));
+                (how, restarts.after(status, began.elapsed(), started.elapsed()))
+            }
             Err(error) => {
                 (format!("cannot be started with `{}`: {error}", command.program.display()), Next::GiveUp(Exit::Config))
             }
@@ -252,6 +269,7 @@ fn spawn(command: &WorkerCommand, log: &Path) -> io::Result<Child> {
     Command::new(&command.program)
         .args(&command.arguments)
         .envs(gpu)
+        .envs(command.environment.iter().map(|(name, value)| (name, value)))
         .env(RUN_ID, &command.run_id)
         .env(STARTED, started().to_string())
         .stdin(Stdio::null())
@@ -263,14 +281,36 @@ fn spawn(command: &WorkerCommand, log: &Path) -> io::Result<Child> {
         .spawn()
 }
 
-/// Waits for a child process to end, and forwards orders as signals.
-async fn watch_child(child: &mut Child, order: &mut watch::Receiver<Order>) -> io::Result<ExitStatus> {
+/// How a process ended.
+struct End {
+    status: ExitStatus,
+    /// Why it was killed for missing its gate.
+    missed: Option<String>,
+}
+
+/// Waits for a child process to end, and forwards orders as signals. One that misses its gate is killed.
+async fn watch_child(child: &mut Child, order: &mut watch::Receiver<Order>, gate: Option<&Gate>) -> io::Result<End> {
+    let watched = async {
+        match gate {
+            Some(gate) => gate.missed().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(watched);
+    let mut missed = None;
     loop {
         tokio::select! {
-            status = child.wait() => return status,
-            changed = order.changed() => if changed.is_err() { return child.wait().await },
+            status = child.wait() => return Ok(End { status: status?, missed }),
+            changed = order.changed() => if changed.is_err() { return Ok(End { status: child.wait().await?, missed }) },
+            how = &mut watched, if missed.is_none() => {
+                missed = Some(how);
+                signal(child, Signal::SIGKILL);
+                continue;
+            }
         }
         match *order.borrow_and_update() {
+            // The coordinator dismisses workers. Servers have no work left when a run is over.
+            Order::Leave if gate.is_some() => signal(child, Signal::SIGTERM),
             Order::Run | Order::Leave => {}
             Order::Terminate => signal(child, Signal::SIGTERM),
             Order::Kill => signal(child, Signal::SIGKILL),
@@ -278,18 +318,22 @@ async fn watch_child(child: &mut Child, order: &mut watch::Receiver<Order>) -> i
     }
 }
 
-/// Waits for an adopted process to end, and forwards orders as signals.
-async fn watch_living(living: Living, order: &mut watch::Receiver<Order>) {
+/// Waits for an adopted process to end, and forwards orders as signals. What a server has started ends with it.
+async fn watch_living(living: Living, order: &mut watch::Receiver<Order>, is_server: bool) {
     while living.is_alive() {
         tokio::select! {
             changed = order.changed() => if changed.is_err() { return },
             () = sleep(LOOK_AGAIN) => continue,
         }
         match *order.borrow_and_update() {
+            Order::Leave if is_server => living.signal(Signal::SIGTERM),
             Order::Run | Order::Leave => {}
             Order::Terminate => living.signal(Signal::SIGTERM),
             Order::Kill => living.signal(Signal::SIGKILL),
         }
+    }
+    if is_server {
+        living.sweep();
     }
 }
 

@@ -285,7 +285,7 @@ impl Driver {
     /// Applies due events, and tells watchers about waits and stalls.
     pub(crate) fn tick(&mut self) {
         if let Some(problem) = self.journal.failure() {
-            // The machine is ahead of the disk, and nobody has seen that state: only a restart is consistent.
+            // The machine is ahead of the disk, and no answer has shown that state: only a restart is consistent.
             return self.interrupt(problem);
         }
         self.mind_room();

@@ -2,9 +2,9 @@
 //! every restart. So it is checked on submission, and again when a journal of an earlier version is read.
 
 use pacs_protocol::{ANSWER_BYTES, MOST_VERDICT_TEXT, WireError, v1};
-use pacs_shape::ModelConfig;
+use pacs_shape::{ModelConfig, RouteShape};
 use pacs_spec::{JobSpec, VerifierKind, VerifierSpec};
-use pacs_types::{MAX_SAMPLE_BYTES, Sample, Verdict, VersionSpan, WeightVersion};
+use pacs_types::{MAX_SAMPLE_BYTES, Purpose, Sample, Verdict, VersionSpan, WeightVersion};
 use tonic::Status;
 
 /// Upper bound on the text of a token: the longest known tokens are runs of 512 blanks, and
@@ -24,6 +24,9 @@ const ROUNDING: f64 = 1.01;
 pub(crate) struct Door {
     /// Rows of the model's embedding; `None` if its configuration cannot be read.
     vocabulary: Option<u32>,
+    /// How samples that are trained on record their experts; `None` where they do not.
+    routes: Option<RouteShape>,
+    max_prompt_tokens: usize,
     max_new_tokens: u32,
     /// Kind of the built-in verifier, whose labels are 0 or 1; `None` for others.
     built_in: Option<&'static str>,
@@ -33,7 +36,7 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    pub(crate) fn new(spec: &JobSpec, model: Option<&ModelConfig>) -> Self {
+    pub(crate) fn new(spec: &JobSpec, model: Option<&ModelConfig>, routes: Option<RouteShape>) -> Self {
         let most = |kind: VerifierKind| if kind.is_built_in() { 1.0 } else { MOST_VERIFIER_REWARD };
         let reward = &spec.reward;
         // Evaluation sets may have their own verifiers, which return a label and nothing else. Problems may name one, which gives
@@ -54,6 +57,8 @@ impl Door {
         verifiers.extend(most_named);
         Self {
             vocabulary: model.and_then(|model| u32::try_from(model.vocab_size).ok()),
+            routes,
+            max_prompt_tokens: spec.data.max_prompt_tokens,
             max_new_tokens: spec.rollout.max_new_tokens,
             built_in: sets()
                 .chain([spec.verifier.kind])
@@ -68,11 +73,19 @@ impl Door {
     pub(crate) fn sample_bytes(&self) -> usize {
         let of_tokens =
             BYTES_PER_TOKEN.saturating_add(TEXT_BYTES_PER_TOKEN).saturating_mul(self.max_new_tokens as usize);
+        let tokens = self.max_prompt_tokens.saturating_add(self.max_new_tokens as usize);
+        let of_tokens = of_tokens.saturating_add(tokens.saturating_mul(self.route_bytes()));
         of_tokens.min(MAX_SAMPLE_BYTES + ANSWER_BYTES - CALL_BYTES) + CALL_BYTES
     }
 
-    /// Checks a sample against the job: number of tokens and their vocabulary.
-    pub(crate) fn sample(&self, sample: &Sample) -> Result<(), WireError> {
+    /// Bytes of the routes of one token; 0 where none are recorded.
+    pub(crate) fn route_bytes(&self) -> usize {
+        self.routes.map_or(0, |shape| shape.token_bytes())
+    }
+
+    /// Checks a sample against the job: number of tokens, their vocabulary, and the experts that they name. How many tokens its routes
+    /// must cover depends on its prompt ([`Self::route_count`]).
+    pub(crate) fn sample(&self, sample: &Sample, purpose: Purpose) -> Result<(), WireError> {
         let (tokens, most) = (sample.tokens.len(), self.max_new_tokens);
         if tokens > most as usize {
             let problem = format!("has {tokens} values, and the lease allows {most} (`rollout.max_new_tokens`)");
@@ -95,7 +108,30 @@ impl Door {
             let problem = format!("is {:e}, expected 0 to {most:.1} for {tokens} tokens", sample.entropy_sum);
             return Err(WireError::new("entropy_sum", problem));
         }
-        Ok(())
+        self.routes(&sample.routes, purpose).map_err(|problem| WireError::new("routes", problem))
+    }
+
+    fn routes(&self, routes: &[u8], purpose: Purpose) -> Result<(), String> {
+        match (&self.routes, purpose) {
+            (Some(shape), Purpose::Train) => shape.check(routes, routes.len() / shape.token_bytes()),
+            (Some(_), Purpose::Evaluate) | (None, _) if routes.is_empty() => Ok(()),
+            (Some(_), Purpose::Evaluate) => Err("is not empty, and nobody replays those of an evaluation".to_owned()),
+            (None, _) => Err("is not empty, and `rollout.router_replay` of the job is off".to_owned()),
+        }
+    }
+
+    /// Checks that the routes of a sample that is trained on, of so many bytes, are those of its prompt and of its answer without the last
+    /// token.
+    pub(crate) fn route_count(&self, bytes: usize, prompt: usize, answer: usize) -> Result<(), WireError> {
+        let inputs = (prompt + answer).saturating_sub(1);
+        let expected = inputs.saturating_mul(self.route_bytes());
+        if bytes == expected {
+            return Ok(());
+        }
+        let problem = format!(
+            "has {bytes} bytes, expected {expected} for {prompt} tokens of the prompt and {answer} of the answer without its last"
+        );
+        Err(WireError::new("routes", problem))
     }
 
     /// Checks a verdict against what the verifiers of the job can return.
@@ -177,7 +213,7 @@ mod tests {
              evaluation = {{ before = false, after = false, every_steps = 0 }}\n{more}"
         );
         let spec = pacs_spec::parse(&text, Path::new("test")).unwrap_or_else(|error| panic!("{more}: {error}"));
-        Door { vocabulary: Some(100), ..Door::new(&spec, None) }
+        Door { vocabulary: Some(100), ..Door::new(&spec, None, None) }
     }
 
     fn sample() -> Sample {
@@ -190,17 +226,18 @@ mod tests {
             finish: FinishReason::Length,
             version: WeightVersion(3),
             spans: [3, 4].map(|version| VersionSpan { version: WeightVersion(version), tokens: 2 }).to_vec(),
+            routes: Vec::new(),
         }
     }
 
     #[test]
     fn a_sample_is_what_its_lease_asked_for() {
         let door = door("");
-        assert_eq!(door.sample(&sample()), Ok(()));
+        assert_eq!(door.sample(&sample(), Purpose::Train), Ok(()));
         let refused = |change: fn(&mut Sample)| {
             let mut sample = sample();
             change(&mut sample);
-            let error = door.sample(&sample).expect_err("must be refused");
+            let error = door.sample(&sample, Purpose::Train).expect_err("must be refused");
             (error.field, error.problem)
         };
         let (field, problem) = refused(|sample| sample.tokens.push(1));
@@ -213,12 +250,49 @@ mod tests {
         assert_eq!(refused(|sample| sample.text = "x".repeat(20_000)).0, "text");
         assert_eq!(refused(|sample| sample.entropy_sum = 1e300).0, "entropy_sum");
         assert_eq!(refused(|sample| sample.entropy_sum = -2.0).0, "entropy_sum");
-        assert!(
-            Door { vocabulary: None, ..door.clone() }.sample(&Sample { tokens: vec![u32::MAX; 4], ..sample() }).is_ok()
-        );
+        let unknown = Sample { tokens: vec![u32::MAX; 4], ..sample() };
+        assert!(Door { vocabulary: None, ..door.clone() }.sample(&unknown, Purpose::Train).is_ok());
         assert!(known_versions(&sample().spans, WeightVersion(4)).is_ok());
         let ahead = known_versions(&sample().spans, WeightVersion(3)).expect_err("of the future");
         assert!(ahead.message().contains("weights v4, and the newest are v3"), "{ahead}");
+    }
+
+    #[test]
+    fn routes_are_those_of_the_model_and_of_every_token() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen3_moe");
+        let model = ModelConfig::read(&folder).expect("a golden model");
+        // Two layers with experts, of which two of eight compute a token.
+        let routed = Door { routes: RouteShape::of(&model), ..door("") };
+        assert_eq!((routed.route_bytes(), door("").route_bytes()), (4, 0));
+        let check = |door: &Door, routes: &[u8], purpose| {
+            let sample = Sample { routes: routes.to_vec(), ..sample() };
+            door.sample(&sample, purpose).map_err(|error| (error.field, error.problem))
+        };
+        let refused = |routes: &[u8]| check(&routed, routes, Purpose::Train).expect_err("must be refused");
+        assert_eq!(check(&routed, &[0, 7, 3, 1, 2, 5, 0, 6], Purpose::Train), Ok(()));
+        for (routes, problem) in [
+            (&[0, 7, 3, 8][..], "name expert 8, and a layer has 8"),
+            (&[0, 7, 255, 1], "name expert 255, and a layer has 8"),
+            (&[0, 7, 3, 3], "name expert 3 twice for one token of a layer"),
+            (&[0, 7, 3, 1, 2], "take 5 bytes, expected 4 for 1 tokens"),
+        ] {
+            assert_eq!(refused(routes), ("routes", problem.to_owned()));
+        }
+        let of_evaluation = check(&routed, &[0, 7, 3, 1], Purpose::Evaluate).expect_err("nobody replays it");
+        assert_eq!(of_evaluation.0, "routes");
+        assert_eq!(check(&routed, &[], Purpose::Evaluate), Ok(()));
+        let (field, problem) = check(&door(""), &[0, 7, 3, 1], Purpose::Train).expect_err("nobody asked");
+        assert!(field == "routes" && problem.contains("`rollout.router_replay` of the job is off"), "{problem}");
+
+        // Five tokens of a prompt, and three of the four of its answer.
+        assert_eq!(routed.route_count(8 * 4, 5, 4), Ok(()));
+        assert_eq!(door("").route_count(0, 5, 4), Ok(()));
+        for bytes in [0, 7 * 4, 9 * 4] {
+            let error = routed.route_count(bytes, 5, 4).expect_err("must be refused");
+            assert!(error.problem.starts_with(&format!("has {bytes} bytes, expected 32")), "{error}");
+        }
+        let longest = Door { max_prompt_tokens: 1_000_000, ..routed.clone() };
+        assert!(longest.sample_bytes() > 4_000_000 && routed.sample_bytes() < 32_000, "room for routes in a call");
     }
 
     #[test]

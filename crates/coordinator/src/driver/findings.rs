@@ -1,7 +1,7 @@
 //! What goes wrong with a run, told from its status and its newest steps.
 //!
 //! One place decides, so that `pacs status`, `pacs top`, the dashboard and the alerts say the same. A finding states its
-//! evidence and what to do. It is a pure function of what it is given: nothing is remembered of earlier findings.
+//! evidence and what to do. It is a pure function of what it is given; which findings the console has printed is kept apart.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -63,7 +63,8 @@ const NAMED: usize = 3;
 #[derive(Debug, Default)]
 pub(crate) struct Recent {
     steps: VecDeque<Step>,
-    /// Largest mean pass rate of `IN_A_ROW` steps, with the entropy there.
+    /// Largest mean pass rate of `IN_A_ROW` steps, with the entropy there. The first steps count by themselves: an
+    /// update that breaks the policy may be the first one.
     best: Option<(f64, f64)>,
     lost: VecDeque<Lost>,
     /// Findings of the newest steps that the console has shown.
@@ -113,11 +114,10 @@ impl Recent {
             mismatch: of("logprob_mismatch_mean"),
             slowest: slowest.map(|((rank, own), others)| (rank as u32, own, others)),
         });
-        if let Some(newest) = self.newest() {
-            let (pass, entropy) = (mean(newest, |step| step.pass_rate), mean(newest, |step| step.entropy));
-            if self.best.is_none_or(|(best, _)| pass > best) {
-                self.best = Some((pass, entropy));
-            }
+        let newest: Vec<Step> = self.steps.iter().rev().take(IN_A_ROW).copied().collect();
+        let (pass, entropy) = (mean(&newest, |step| step.pass_rate), mean(&newest, |step| step.entropy));
+        if self.best.is_none_or(|(best, _)| pass > best) {
+            self.best = Some((pass, entropy));
         }
     }
 
@@ -154,8 +154,8 @@ impl Recent {
     }
 }
 
-fn mean(steps: [Step; IN_A_ROW], value: impl Fn(&Step) -> f64) -> f64 {
-    steps.iter().map(value).sum::<f64>() / IN_A_ROW as f64
+fn mean(steps: &[Step], value: impl Fn(&Step) -> f64) -> f64 {
+    steps.iter().map(value).sum::<f64>() / steps.len() as f64
 }
 
 /// What goes wrong, that which stops the run first. `disk` is what the run waits for if that is its disk, `stalled` the
@@ -220,7 +220,7 @@ fn learners_missing(status: &v1::GetStatusResponse) -> Option<v1::Finding> {
     })
 }
 
-/// Nobody of a role that has work to do.
+/// A role that has work to do and no member.
 fn no_workers(status: &v1::GetStatusResponse) -> Option<v1::Finding> {
     if status.phase_seconds < ABSENT_SECONDS || !matches!(status.phase.as_str(), "sampling" | "evaluating") {
         return None;
@@ -323,7 +323,7 @@ fn workers_gone(status: &v1::GetStatusResponse, recent: &Recent) -> Option<v1::F
 
 /// Answers that end at the token limit: the verifier sees no final answer in them.
 fn cut(newest: [Step; IN_A_ROW]) -> Option<v1::Finding> {
-    let share = mean(newest, |step| step.cut_share);
+    let share = mean(&newest, |step| step.cut_share);
     (share > CUT_SHARE).then(|| {
         let sentence = format!(
             "{} of the answers of the last {IN_A_ROW} steps end at `rollout.max_new_tokens`, before they are complete",
@@ -336,15 +336,14 @@ fn cut(newest: [Step; IN_A_ROW]) -> Option<v1::Finding> {
 
 /// Nothing to learn from, because the policy is bad or because it is done.
 fn collapsed(newest: [Step; IN_A_ROW], best: Option<(f64, f64)>) -> Option<v1::Finding> {
-    let (pass, entropy) = (mean(newest, |step| step.pass_rate), mean(newest, |step| step.entropy));
+    let (pass, entropy) = (mean(&newest, |step| step.pass_rate), mean(&newest, |step| step.entropy));
     if let Some((best, before)) = best.filter(|(best, _)| *best >= WORTH && pass < COLLAPSED * best) {
         let sentence = format!(
-            "the policy has collapsed: {} of the answers are right, after {} at best; entropy {entropy:.2}, then {before:.2} nats",
+            "the policy has collapsed: {} of the answers of the last {IN_A_ROW} steps are right, after {} at best; entropy {before:.2} nats then, {entropy:.2} now",
             percent(pass),
             percent(best)
         );
-        let advice =
-            "resume from a checkpoint before that, with a smaller learning rate; see what it says in the samples";
+        let advice = "stop the run, remove the checkpoints of the steps since, and start it again with a smaller learning rate: it resumes from the newest one left";
         return Some(finding("policy_collapsed", false, sentence, advice, "samples"));
     }
     newest.iter().all(|step| step.mixed_share == 0.0).then(|| {
@@ -352,7 +351,11 @@ fn collapsed(newest: [Step; IN_A_ROW], best: Option<(f64, f64)>) -> Option<v1::F
             "no group has had both right and wrong answers in the last {IN_A_ROW} steps ({} right): there is no gradient; entropy {entropy:.2} nats",
             percent(pass)
         );
-        let advice = "harder problems if nearly all are right; easier ones, or a look at the verifier's reasons in the samples, if none are";
+        let advice = if pass > 0.5 {
+            "harder problems, or the job is done"
+        } else {
+            "easier problems or supervised training first; the samples have the verifier's reasons"
+        };
         finding("nothing_to_learn", false, sentence, advice, "samples")
     })
 }
@@ -578,9 +581,15 @@ mod tests {
     fn policies_that_collapse_disagree_or_skip_are_found_after_a_few_steps() {
         let bad = Step { pass_rate: 0.0, mixed_share: 0.0, entropy: 3.1, ..healthy() };
         let found = one(&status(all()), &recent([healthy(); 6].into_iter().chain([bad; 3])));
-        let expected = "the policy has collapsed: 0.0 % of the answers are right, after 40.0 % at best; entropy 3.10, then 0.60 nats";
+        let expected = "the policy has collapsed: 0.0 % of the answers of the last 3 steps are right, after 40.0 % at best; entropy 0.60 nats then, 3.10 now";
         assert_eq!(found, ("policy_collapsed".into(), false, expected.into()));
         assert_eq!(told(&status(all()), &recent([healthy(), healthy(), healthy(), bad])).len(), 0);
+        assert_eq!(
+            one(&status(all()), &recent([healthy(), bad, bad, bad])).0,
+            "policy_collapsed",
+            "by the first update"
+        );
+        assert_eq!(one(&status(all()), &recent([bad; 3])).0, "nothing_to_learn", "it was never better");
         let done = Step { pass_rate: 1.0, mixed_share: 0.0, ..healthy() };
         assert_eq!(one(&status(all()), &recent([done; 3])).0, "nothing_to_learn");
         let long = Step { cut_share: 0.75, ..healthy() };

@@ -32,11 +32,11 @@ use pacs_machine::{
     Command, Counter, Counters, Effect, End, Event, LogLevel, Machine, Openings, Refusal, RefusalKind, Reply, Step,
     StopMode, evaluation_problem,
 };
-use pacs_protocol::v1;
+use pacs_protocol::{WireError, v1};
 use pacs_runtime::NO_ROOM_KEY;
 use pacs_shape::Flops;
 use pacs_spec::JobSpec;
-use pacs_types::{GroupId, WorkerId};
+use pacs_types::{GroupId, Purpose, WorkerId};
 use tokio::sync::{broadcast, watch};
 use tonic::Status;
 use tonic::metadata::MetadataValue;
@@ -454,6 +454,16 @@ impl Driver {
         problem_of(&self.problems, group)
     }
 
+    /// Checks that a sample has the routes of its prompt and its answer. Of a group that is not sampled the machine takes none anyway, and
+    /// looking up its prompt would be work that any number in a call could ask for.
+    pub(crate) fn check_route_count(&self, group: GroupId, bytes: usize, answer: usize) -> Result<(), WireError> {
+        let is_checked = purpose_of(group) == Purpose::Train && self.machine.samples_group(group);
+        match is_checked && self.door.route_bytes() > 0 {
+            true => self.door.route_count(bytes, self.problem(group).prompt_tokens.len(), answer),
+            false => Ok(()),
+        }
+    }
+
     /// Wakes all calls that wait for something of this kind.
     pub(crate) fn notify(&self, wait: Wait) {
         self.waiters.notify(wait.line());
@@ -528,6 +538,11 @@ pub(crate) fn problem_of(problems: &Problems, group: GroupId) -> &Problem {
         }
         None => problems.train_at(group.0),
     }
+}
+
+/// What a group is sampled for.
+pub(crate) fn purpose_of(group: GroupId) -> Purpose {
+    if evaluation_problem(group).is_some() { Purpose::Evaluate } else { Purpose::Train }
 }
 
 fn status(refusal: &Refusal) -> Status {

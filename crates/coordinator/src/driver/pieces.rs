@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pacs_protocol::{MAX_MESSAGE_BYTES, v1};
-use pacs_types::{GroupId, SampleId};
+use pacs_types::{GroupId, Sample, SampleId};
 use prost::Message;
 
 use super::batch::BatchContent;
@@ -33,6 +33,8 @@ pub(crate) struct Pieces {
     positions: Vec<u32>,
     /// Number of sequences sent.
     sequences: usize,
+    /// Bytes of the routes of one token; 0 where none are recorded.
+    route_bytes: usize,
 }
 
 /// A sample of the batch whose content cannot be read.
@@ -49,13 +51,14 @@ impl Pieces {
         content: Arc<BatchContent>,
         rank: u32,
         received: Received,
+        route_bytes: usize,
         prompt: impl Fn(GroupId) -> Vec<u32> + Send + 'static,
     ) -> Option<Self> {
         let positions: Vec<u32> =
             (0..).zip(&content.index).filter(|(_, entry)| entry.rank == rank).map(|(position, _)| position).collect();
         let (index, sequences) = (received.index as usize, received.sequences as usize);
         let is_sound = index <= content.index.len() && sequences <= positions.len();
-        is_sound.then(|| Self { content, prompt: Box::new(prompt), index, positions, sequences })
+        is_sound.then(|| Self { content, prompt: Box::new(prompt), index, positions, sequences, route_bytes })
     }
 
     fn index_piece(&mut self) -> v1::BatchPiece {
@@ -77,22 +80,31 @@ impl Pieces {
             let before = self.sequences.checked_sub(1).map(|before| self.positions[before] as usize);
             let is_first = before.is_none_or(|before| self.content.index[before].group_id != entry.group_id);
             let group = GroupId(entry.group_id);
-            let prompt = is_first.then(|| v1::GroupPrompt { group_id: group.0, tokens: (self.prompt)(group) });
-            let prompt_bytes = prompt.as_ref().map_or(0, |prompt| prompt.encoded_len() + FIELD_BYTES);
+            let mut prompt = is_first.then(|| v1::GroupPrompt {
+                group_id: group.0,
+                tokens: (self.prompt)(group),
+                ..v1::GroupPrompt::default()
+            });
+            let prompt_bytes = prompt
+                .as_ref()
+                .map_or(0, |prompt| prompt.encoded_len() + FIELD_BYTES + prompt.tokens.len() * self.route_bytes);
             // An upper bound, to avoid reading a sample that does not fit. Most samples take less.
-            let most = entry.answer_tokens as usize * MOST_BYTES_PER_TOKEN + prompt_bytes;
+            let most = entry.answer_tokens as usize * (MOST_BYTES_PER_TOKEN + self.route_bytes) + prompt_bytes;
             if bytes > 0 && bytes + most > PIECE_BYTES {
                 break;
             }
-            let content = self.content.samples[*position as usize].content();
-            let sample = SampleId { group, index: entry.sample_index };
-            let content = content.map_err(|error| Lost { sample, error })?;
+            let mut content = self.sample(*position as usize)?;
+            let routes = self.split_off_answer(&mut content);
+            if let Some(prompt) = prompt.as_mut().filter(|_| self.route_bytes > 0) {
+                prompt.routes = self.prompt_routes(*position as usize, content.routes)?.into();
+            }
             let sequence = v1::SequenceData {
                 position: *position,
                 tokens: content.tokens,
                 rollout_logprobs: content.logprobs,
                 sampled_logprobs: content.sampled_logprobs,
                 version: content.version.0,
+                routes: routes.into(),
             };
             bytes += sequence.encoded_len() + FIELD_BYTES + prompt_bytes;
             piece.prompts.extend(prompt);
@@ -101,6 +113,35 @@ impl Pieces {
         }
         debug_assert!(piece.encoded_len() <= MAX_MESSAGE_BYTES, "a sample and a prompt are bounded at the door");
         Ok(piece)
+    }
+
+    /// Reads the sample of an index entry.
+    fn sample(&self, position: usize) -> Result<Sample, Lost> {
+        let entry = &self.content.index[position];
+        let sample = SampleId { group: GroupId(entry.group_id), index: entry.sample_index };
+        self.content.samples[position].content().map_err(|error| Lost { sample, error })
+    }
+
+    /// Takes the routes of the answer out of a sample, and leaves those of its prompt.
+    fn split_off_answer(&self, sample: &mut Sample) -> Vec<u8> {
+        let of_answer = (sample.tokens.len() - 1) * self.route_bytes;
+        sample.routes.split_off(sample.routes.len().saturating_sub(of_answer))
+    }
+
+    /// Routes of the prompt of the group whose sequence is at `position`: those that its first sample recorded, on whatever rank that is, so
+    /// that the prompt is computed by the same experts everywhere. `own` are those of the sequence itself.
+    ///
+    /// The samples of a group have different ones only where its prompt was computed several times: by several workers, or before and
+    /// after an update of the weights.
+    fn prompt_routes(&self, position: usize, own: Vec<u8>) -> Result<Vec<u8>, Lost> {
+        let group = self.content.index[position].group_id;
+        let before = self.content.index[..position].iter().rev().take_while(|entry| entry.group_id == group).count();
+        if before == 0 {
+            return Ok(own);
+        }
+        let mut first = self.sample(position - before)?;
+        self.split_off_answer(&mut first);
+        Ok(first.routes)
     }
 }
 
@@ -124,7 +165,7 @@ impl Iterator for Pieces {
 mod tests {
     use std::collections::BTreeSet;
 
-    use pacs_types::{FinishReason, LeaseId, Sample, VersionSpan, WeightVersion};
+    use pacs_types::{FinishReason, LeaseId, VersionSpan, WeightVersion};
 
     use super::*;
     use crate::driver::KeptSample;
@@ -145,6 +186,8 @@ mod tests {
                 finish: FinishReason::Stop,
                 version: WeightVersion(6),
                 spans: vec![VersionSpan { version: WeightVersion(6), tokens }],
+                // Two bytes a token: the prompt's are named after the sample, the answer's after the group.
+                routes: [vec![100 + position as u8; 2 * 3], vec![group.0 as u8; 2 * (tokens as usize - 1)]].concat(),
             };
             let key = FrameKey::Sample(SampleId { group, index }, LeaseId(1));
             let frame = Frame::new(key, v1::Sample::from(sample.clone()).encode_to_vec());
@@ -164,7 +207,7 @@ mod tests {
 
     fn pieces(content: &Arc<BatchContent>, rank: u32, received: Received) -> Pieces {
         let prompt = |group: GroupId| vec![group.0 as u32; 3];
-        Pieces::new(Arc::clone(content), rank, received, prompt).expect("it is there")
+        Pieces::new(Arc::clone(content), rank, received, 2, prompt).expect("it is there")
     }
 
     #[test]
@@ -185,6 +228,8 @@ mod tests {
                 index.extend(piece.index);
                 for prompt in piece.prompts {
                     assert_eq!(prompt.tokens, [prompt.group_id as u32; 3]);
+                    // The first sample of a group has twice the group's number as position.
+                    assert_eq!(prompt.routes, vec![100 + 2 * prompt.group_id as u8; 2 * 3], "on whatever rank that is");
                     assert!(prompts.insert(prompt.group_id), "a prompt comes once");
                 }
                 for data in piece.sequences {
@@ -192,6 +237,7 @@ mod tests {
                     assert_eq!((entry.rank, entry.answer_tokens as usize), (rank, data.tokens.len()));
                     assert!(prompts.contains(&entry.group_id), "no later than its first sequence");
                     assert_eq!((data.rollout_logprobs[0], data.sampled_logprobs[0], data.version), (-0.5, -0.25, 6));
+                    assert_eq!(data.routes, vec![entry.group_id as u8; 2 * (data.tokens.len() - 1)]);
                     seen.push(data.position);
                 }
             }
@@ -223,7 +269,7 @@ mod tests {
             assert_eq!(flat(&all), flat(&whole), "broken after {broken} pieces");
         }
         let too_many = Received { index: 0, sequences: 100 };
-        assert!(Pieces::new(content, 0, too_many, |_| Vec::new()).is_none());
+        assert!(Pieces::new(content, 0, too_many, 0, |_| Vec::new()).is_none());
     }
 
     #[test]

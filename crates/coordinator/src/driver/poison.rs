@@ -7,7 +7,7 @@ use tonic::Status;
 /// The driver's state is unusable because of a panic under its lock.
 ///
 /// A panic within a step of the machine leaves an event that is half applied and was never recorded: memory and journal
-/// differ from then on, and what is acknowledged after that may be lost. So nobody may see the state, and the run of
+/// differ from then on, and what is acknowledged after that may be lost. So no call may read the state, and the run of
 /// this process ends ([`RunEnd::Panicked`](crate::RunEnd)). The next process resumes from the journal, which does not
 /// contain that event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

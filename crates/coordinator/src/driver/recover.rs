@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use pacs_machine::{End, Event, Record, Reply, Step};
 use pacs_protocol::v1;
-use pacs_types::Verdict;
+use pacs_types::{Sample, Verdict};
 use prost::Message;
 
-use super::{Driver, KeptSample};
+use super::{Driver, KeptSample, purpose_of};
 use crate::journal::{FrameKey, Frames, Recovered};
 use crate::records::Job;
 use crate::services::keep_result;
@@ -167,7 +167,11 @@ impl Driver {
         let FrameKey::Sample(id, _) = key else { return };
         let Some(frame) = frames.stored(key) else { return };
         // A sample that an earlier version accepted, but this one would refuse, is generated again.
-        match KeptSample::load(frame, |sample| self.door.sample(sample)) {
+        let check = |sample: &Sample| {
+            self.door.sample(sample, purpose_of(id.group))?;
+            self.check_route_count(id.group, sample.routes.len(), sample.tokens.len())
+        };
+        match KeptSample::load(frame, check) {
             Ok(sample) => self.store.put_sample(id, sample),
             Err(error) => tracing::error!(sample = %id, "a sample of the journal cannot be read: {error}"),
         }

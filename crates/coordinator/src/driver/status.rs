@@ -14,8 +14,11 @@ impl Driver {
         let metrics = self.newest_step.as_ref().map(|step| step.numbers()).unwrap_or_default();
         let retired = self.machine.retired_problems();
         let (disk, stalled) = (self.waits_for_disk(), status.stalled);
-        // An evaluation that the learners do not wait for says nothing about the end of the job.
-        let measuring_left = self.measuring_left().filter(|_| status.phase == PhaseKind::Evaluating);
+        // An evaluation that holds the run has an end of its own.
+        let remaining_seconds = match status.phase {
+            PhaseKind::Evaluating => self.measuring_left(),
+            _ => self.remaining_seconds(status.step),
+        };
         let mut response = v1::GetStatusResponse {
             job: self.spec.name.clone(),
             run_dir: self.run_dir.display().to_string(),
@@ -43,7 +46,7 @@ impl Driver {
                 .chain(self.measured_numbers())
                 .collect(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
-            remaining_seconds: measuring_left.or_else(|| self.remaining_seconds(status.step)),
+            remaining_seconds,
             counters: status.counters.into_iter().map(|(counter, count)| (counter.name().to_owned(), count)).collect(),
             verifiers: self.verifications.status(),
             oldest_group: status.oldest_group,

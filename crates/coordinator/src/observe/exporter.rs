@@ -113,7 +113,11 @@ impl Scrape {
         page.one("pacs_weight_version", "Newest published weights.", status.weight_version as f64);
         page.one("pacs_learner_generation", "Generation of the learners.", status.generation as f64);
         if let Some(remaining) = status.remaining_seconds {
-            page.one("pacs_remaining_seconds", "Estimated time to the end of the job.", remaining);
+            page.one(
+                "pacs_remaining_seconds",
+                "Estimated time to the end of the job, or of the evaluation that holds it.",
+                remaining,
+            );
         }
         page.gauge("pacs_finding", "1 while the coordinator sees this going wrong; `pacs status` says it in words.");
         for rule in RULES {

@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use pacs_protocol::v1;
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 /// Points kept per series; beyond this, each point covers twice as many steps as before.
@@ -20,6 +21,8 @@ const MOST_SETS: usize = 64;
 pub(super) const UNNAMED_SET: &str = "evaluation";
 /// Longest line that is read; the coordinator writes none longer.
 const MOST_LINE: u64 = 1 << 20;
+/// Bytes before a range that are read rather than searched.
+const NEAR: u64 = 64 << 10;
 /// Space for series in one answer, in bytes.
 const ANSWER_BYTES: usize = pacs_protocol::ANSWER_BYTES - (64 << 10);
 
@@ -97,6 +100,10 @@ impl History {
         if !self.goes_on(&mut file)? {
             self.forget();
         }
+        // The dashboard asks for the newest steps every two seconds: reading all lines of 10,000 steps takes a second.
+        if self.read == 0 && self.set.is_none() && *self.range.start() > 0 {
+            self.read = first_line(&file, *self.range.start())?;
+        }
         file.seek(SeekFrom::Start(self.read))?;
         let mut lines = BufReader::new(file);
         loop {
@@ -108,6 +115,11 @@ impl History {
             }
             (self.read, self.last_line) = (self.read + bytes, (bytes, crc32fast::hash(&line)));
             if let Ok(Value::Object(numbers)) = serde_json::from_slice(&line) {
+                let step = numbers.get("step").and_then(Value::as_u64);
+                // Steps ascend, so nothing that is wanted follows.
+                if self.set.is_none() && step.is_some_and(|step| step > *self.range.end()) {
+                    return Ok(());
+                }
                 self.take(&numbers);
             }
         }
@@ -193,6 +205,34 @@ impl History {
         }
         response
     }
+}
+
+#[derive(Deserialize)]
+struct StepOfLine {
+    step: u64,
+}
+
+/// Offset of a line at most about [`NEAR`] before the first one whose step is at least `step`. Steps ascend in the
+/// file, so it is found by bisection.
+fn first_line(mut file: &File, step: u64) -> io::Result<u64> {
+    // `low` is the beginning of a line, and every line before it is of an earlier step.
+    let (mut low, mut high) = (0_u64, file.metadata()?.len());
+    while low + NEAR < high {
+        let middle = low.midpoint(high);
+        file.seek(SeekFrom::Start(middle))?;
+        let mut lines = BufReader::new(file);
+        let mut line = Vec::new();
+        // The rest of the line that holds `middle`.
+        let rest = lines.by_ref().take(MOST_LINE).read_until(b'\n', &mut line)? as u64;
+        line.clear();
+        let bytes = lines.take(MOST_LINE).read_until(b'\n', &mut line)? as u64;
+        match serde_json::from_slice::<StepOfLine>(&line) {
+            Ok(found) if found.step < step => low = middle + rest + bytes,
+            // A line that is damaged or still being written says nothing: the search goes on before it.
+            _ => high = middle,
+        }
+    }
+    Ok(low)
 }
 
 /// Merges a point into the last one if both fall into the same place of this width.
@@ -300,6 +340,36 @@ mod tests {
         let mut part = History::new(path, 7770..=7780);
         part.update().unwrap();
         assert_eq!(loss(&part, 100).steps, (7770..=7780).collect::<Vec<_>>(), "a short range has every step");
+    }
+
+    #[test]
+    fn a_range_is_found_without_reading_what_comes_before_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        // Lines of different lengths, one that is damaged, and one that is still being written.
+        let long = |step: u64| "0".repeat(step as usize % 97);
+        let text: String = (1..=20_000)
+            .map(|step| match step {
+                13_000 => "{\"step\":13000,\n".to_owned(),
+                step => format!("{{\"step\":{step},\"loss\":1.5{}}}\n", long(step)),
+            })
+            .collect();
+        fs::write(&path, text.clone() + "{\"step\":20001,\"lo").unwrap();
+        let file = File::open(&path).unwrap();
+        let count =
+            |part: &History| -> u64 { part.series.get("loss").into_iter().flatten().map(|point| point.steps).sum() };
+        for first in [1, 2, 777, 10_000, 12_999, 13_000, 13_001, 19_971, 20_000, 20_001, u64::MAX] {
+            let at = first_line(&file, first).unwrap() as usize;
+            assert!(at == 0 || text.as_bytes()[at - 1] == b'\n', "{first}: {at} is within a line");
+            let wanted = text.find(&format!("{{\"step\":{first},")).unwrap_or(text.len());
+            assert!(at <= wanted && wanted - at <= NEAR as usize + 256, "{first}: {at} for {wanted}");
+            let mut part = History::new(path.clone(), first..=u64::MAX);
+            part.update().unwrap();
+            let expected = (first..=20_000).filter(|step| *step != 13_000).count() as u64;
+            assert_eq!(count(&part), expected, "from step {first} on");
+            part.update().unwrap();
+            assert_eq!(count(&part), expected, "no line is taken twice");
+        }
     }
 
     #[test]

@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn scrapers_have_one_request_each_and_nobody_holds_a_place_for_long() {
+    async fn scrapers_have_one_request_each_and_keep_no_place_for_long() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
         let router = Router::new().route("/metrics", get(|| async { "numbers" }));

@@ -246,6 +246,7 @@ mod tests {
             version: WeightVersion(3),
             sampled_logprobs: Vec::new(),
             spans,
+            routes: Vec::new(),
         };
         let key = FrameKey::Sample(SampleId { group: GroupId(group), index: 1 }, LeaseId(1));
         let frame = Frame::new(key, v1::Sample::from(sample.clone()).encode_to_vec());

@@ -4,7 +4,7 @@
 //! Jobs are done in the order in which they are queued, and each is durable before the next begins. This guarantees:
 //!
 //! - A snapshot of the machine is a job, too, and reaches the journal when its turn comes. So it never replaces the
-//!   record of a step whose samples and line are not on disk: the journal replays whatever a crash leaves undone.
+//!   record of a step whose samples and line are not on disk: the journal replays what a crash leaves undone.
 //! - A round is archived before the line of its step is written: where there is a line, there are samples.
 //! - A checkpoint is committed after the lines of the steps before it.
 

@@ -142,7 +142,8 @@ fn pieces(driver: &mut Driver, request: &v1::StreamBatchRequest) -> Result<Piece
     let problems = Arc::clone(&driver.problems);
     let prompt = move |group: GroupId| problems.train_at(group.0).prompt_tokens.clone();
     let received = Received { index: request.index_received, sequences: request.sequences_received };
-    let pieces = Pieces::new(batch(driver, step)?.content(), rank, received, prompt);
+    let route_bytes = driver.door.route_bytes();
+    let pieces = Pieces::new(batch(driver, step)?.content(), rank, received, route_bytes, prompt);
     pieces.ok_or_else(|| Status::invalid_argument("more is said to be received of the batch than it has"))
 }
 

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use tracing::Span;
 
 use super::{Services, required, wrong_answer};
-use crate::driver::{Driver, KeptSample, Wait, known_versions, problem_of};
+use crate::driver::{Driver, KeptSample, Wait, known_versions, problem_of, purpose_of};
 use crate::journal::{Frame, FrameKey};
 
 #[tonic::async_trait]
@@ -55,17 +55,18 @@ impl RolloutService for Services {
             return Err(Status::invalid_argument(format!("field `sample`: {problem}")));
         }
         let sample: Sample = wire.try_into()?;
-        self.0.door().sample(&sample)?;
         let id = SampleId { group: GroupId(group_id), index: sample_index };
+        self.0.door().sample(&sample, purpose_of(id.group))?;
         let (worker, lease) = (WorkerId(worker_id), LeaseId(lease_id));
         let event = Event::SubmitSample { worker, lease, sample: id, version: sample.version };
         let frame = Frame::new(FrameKey::Sample(id, lease), body);
         let kept = KeptSample::new(&sample, frame.stored());
-        let spans = sample.spans.clone();
+        let (spans, answer, routes) = (sample.spans.clone(), sample.tokens.len(), sample.routes.len());
         // The journal has the content, so the message is freed before the driver is locked.
         drop(sample);
         let submit = |driver: &mut Driver| {
             known_versions(&spans, driver.machine.newest_version())?;
+            driver.check_route_count(id.group, routes, answer)?;
             let (reply, effects) = driver.ask_with(event, None, Some(frame))?;
             if reply == (Reply::Accepted { fresh: true }) {
                 driver.store.put_sample(id, kept);

@@ -25,7 +25,7 @@ fn setting(name: &str) -> Option<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_call_whatever_it_holds_keeps_honest_workers_from_finishing_the_run() {
+async fn no_content_of_a_call_keeps_honest_workers_from_finishing_the_run() {
     let (first, count) = (setting("PACS_FIRST_SEED").unwrap_or(0), setting("PACS_SEEDS").unwrap_or(SEEDS));
     for seed in first..first + count {
         eprintln!("seed {seed}");

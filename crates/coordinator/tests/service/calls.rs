@@ -115,6 +115,7 @@ impl Any {
             finish: self.below(4) as i32,
             version: self.below(3),
             spans: (0..self.below(3)).map(|_| self.span()).collect(),
+            routes: if self.below(8) == 0 { vec![self.below(256) as u8; tokens].into() } else { Default::default() },
         }
     }
 

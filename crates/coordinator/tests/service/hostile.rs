@@ -1,4 +1,4 @@
-//! Workers that mean harm, or are broken in a way that comes to the same: what they do ends nobody's run.
+//! Workers that mean harm, or are broken in a way that comes to the same: what they do ends no run.
 
 use crate::support::{Fleet, Job, end_of, until};
 use pacs_coordinator::{Progress, RunEnd};

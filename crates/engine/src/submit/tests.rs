@@ -90,6 +90,7 @@ fn finished(ticket: u64, index: u32) -> Output {
         version: WeightVersion(0),
         sampled_logprobs: Vec::new(),
         spans: Vec::new(),
+        routes: Vec::new(),
     };
     Output::Finished(Box::new(Finished { ticket, index, sample }))
 }

@@ -96,7 +96,7 @@ impl Trainer {
     /// sizes and checksums. Collective: every rank has to call it. Rank 0 writes the model, and adapters also by themselves.
     ///
     /// # Errors
-    /// See [`CheckpointError`].
+    /// When a file cannot be written, the model cannot be exported, or another rank fails while weights are gathered.
     pub fn save(
         &mut self,
         folder: &Path,
@@ -125,7 +125,7 @@ impl Trainer {
     /// them. Collective: every rank has to call it; rank 0 writes, and only there the result is true.
     ///
     /// # Errors
-    /// See [`CheckpointError`].
+    /// As [`Trainer::save`].
     pub fn export(
         &mut self,
         export: &Export,

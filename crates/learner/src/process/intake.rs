@@ -129,6 +129,8 @@ struct Intake {
     /// Answer tokens of those sequences, by the index.
     own_tokens: u64,
     prompts: HashMap<u64, Vec<u32>>,
+    /// Routes of those prompts that have some.
+    prompt_routes: HashMap<u64, Vec<u8>>,
     sequences: Vec<SequenceTokens>,
 }
 
@@ -144,6 +146,7 @@ impl Intake {
             positions: Vec::new(),
             own_tokens: 0,
             prompts: HashMap::new(),
+            prompt_routes: HashMap::new(),
             sequences: Vec::new(),
         };
         match task.sequences {
@@ -184,13 +187,17 @@ impl Intake {
                 self.own, self.tokens, self.rank
             ));
         }
-        for v1::GroupPrompt { group_id, mut tokens } in prompts {
+        for v1::GroupPrompt { group_id, mut tokens, routes } in prompts {
             tokens.shrink_to_fit();
             if tokens.is_empty() {
                 return self.fail(format!("the prompt of group {group_id} is empty"));
             }
             if self.prompts.len() == self.own as usize || self.prompts.insert(group_id, tokens).is_some() {
                 return self.fail(format!("the prompt of group {group_id} is one too many"));
+            }
+            if !routes.is_empty() {
+                // A copy: what was decoded is a part of the whole message, which would stay for the step.
+                self.prompt_routes.insert(group_id, routes.to_vec());
             }
         }
         sequences.into_iter().try_for_each(|sequence| self.take_sequence(sequence))
@@ -231,7 +238,8 @@ impl Intake {
     }
 
     fn take_sequence(&mut self, sequence: v1::SequenceData) -> Result<(), BatchError> {
-        let v1::SequenceData { position, mut tokens, mut rollout_logprobs, mut sampled_logprobs, version } = sequence;
+        let v1::SequenceData { position, mut tokens, mut rollout_logprobs, mut sampled_logprobs, version, routes } =
+            sequence;
         let at = |problem: &str| format!("sequence {position} {problem}");
         // Sequences have to arrive in order and once each; anything else is refused.
         if self.positions.get(self.sequences.len()) != Some(&position) {
@@ -260,14 +268,14 @@ impl Intake {
         tokens.shrink_to_fit();
         rollout_logprobs.shrink_to_fit();
         sampled_logprobs.shrink_to_fit();
-        let position = position as usize;
-        self.sequences.push(SequenceTokens { position, tokens, rollout_logprobs, sampled_logprobs, version });
+        let (position, routes) = (position as usize, routes.to_vec());
+        self.sequences.push(SequenceTokens { position, tokens, rollout_logprobs, sampled_logprobs, version, routes });
         Ok(())
     }
 
     fn finish(self) -> TrainBatch {
-        let Self { step, index, prompts, sequences, .. } = self;
-        TrainBatch { step, index, prompts, sequences }
+        let Self { step, index, prompts, prompt_routes, sequences, .. } = self;
+        TrainBatch { step, index, prompts, prompt_routes, sequences }
     }
 
     /// Error for a stream that ended before the batch was complete.

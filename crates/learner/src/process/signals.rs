@@ -47,7 +47,13 @@ mod tests {
             (0..64).flat_map(|group| (0..1025).map(move |sample| entry(group, sample))).collect();
         let signal = |position| SampleSignal { position, score: Some(0.25), coefficient: position as f32 };
         let signals: Vec<SampleSignal> = (0..index.len()).map(signal).collect();
-        let batch = TrainBatch { step: 1, index, prompts: HashMap::new(), sequences: Vec::new() };
+        let batch = TrainBatch {
+            step: 1,
+            index,
+            prompts: HashMap::new(),
+            prompt_routes: HashMap::new(),
+            sequences: Vec::new(),
+        };
         let reported = report(&batch, &signals);
         assert_eq!(reported.len(), MOST_SIGNALS);
         let named = &reported[2 * 1025 + 7];

@@ -4,6 +4,8 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::ops::Range;
 
+use pacs_shape::RouteShape;
+
 use crate::error::BatchError;
 
 /// A sequence of the batch, with what every rank knows of it.
@@ -46,6 +48,8 @@ pub struct SequenceTokens {
     /// Version of the weights that generated the oldest token. If it is the version that the step trains, the learner
     /// reproduces `rollout_logprobs` up to rounding.
     pub version: u64,
+    /// Experts that computed the tokens but the last, as [`RouteShape`] lays them out; empty where they are not recorded.
+    pub routes: Vec<u8>,
 }
 
 impl SequenceTokens {
@@ -68,6 +72,28 @@ impl TrainBatch {
             |sequence: &SequenceTokens| Some((self.index.get(sequence.position)?.group, outside(&sequence.tokens)?));
         prompts.or_else(|| self.sequences.iter().find_map(answer))
     }
+
+    /// Checks that prompts and answers of this rank have the routes of all tokens that a pass computes.
+    ///
+    /// # Errors
+    /// When some are missing, or name an expert that layers do not have.
+    pub(super) fn check_routes(&self, shape: &RouteShape) -> Result<(), BatchError> {
+        let fail = |whose: String, problem: String| {
+            Err(BatchError { step: self.step, problem: format!("the routes of {whose} {problem}") })
+        };
+        for (group, tokens) in &self.prompts {
+            let routes = self.prompt_routes.get(group).map_or(&[][..], Vec::as_slice);
+            if let Err(problem) = shape.check_range(routes, tokens.len()) {
+                return fail(format!("the prompt of group {group}"), problem);
+            }
+        }
+        for SequenceTokens { position, tokens, routes, .. } in &self.sequences {
+            if let Err(problem) = shape.check_range(routes, tokens.len() - 1) {
+                return fail(format!("sequence {position}"), problem);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Everything that one rank needs for a training step.
@@ -79,6 +105,9 @@ pub struct TrainBatch {
     pub index: Vec<IndexEntry>,
     /// Prompt tokens of the groups that this rank holds sequences of, by group id.
     pub prompts: HashMap<u64, Vec<u32>>,
+    /// Experts that computed these prompts, as [`RouteShape`] lays them out, by group id; empty where they are not recorded. A group has
+    /// the same ones on every rank.
+    pub prompt_routes: HashMap<u64, Vec<u8>>,
     /// Sequences that this rank computes, in the order of the index.
     pub sequences: Vec<SequenceTokens>,
 }
@@ -277,11 +306,13 @@ mod tests {
             rollout_logprobs: vec![-1.0; tokens],
             sampled_logprobs: Vec::new(),
             version: 0,
+            routes: Vec::new(),
         };
         TrainBatch {
             step: 1,
             index: answers.iter().map(entry).collect(),
             prompts: answers.iter().map(|(group, _)| (*group, vec![7; 10])).collect(),
+            prompt_routes: HashMap::new(),
             sequences: answers.iter().enumerate().map(sequence).collect(),
         }
     }

@@ -14,7 +14,7 @@ use crate::settings::TrainerSettings;
 use crate::weights::{MemoryPlan, ShardedModel, Storage, Trained};
 
 /// One rank's value model. It is as large as the policy, has moments and a gradient of its own, and is sharded
-/// like the policy.
+/// like the policy. Its routers always choose its experts: no rollout engine has computed its values, so there is no choice to replay.
 #[derive(Debug)]
 pub(crate) struct Critic {
     pub(crate) model: ShardedModel,
@@ -54,7 +54,7 @@ impl Critic {
     ) -> Result<(), TrainError> {
         let places: Vec<usize> = (0..batch.sequences.len()).collect();
         for pass in batch.passes(&places, tokens) {
-            let tensors = PassTensors::new(batch, &pass, self.model.device());
+            let tensors = PassTensors::new(batch, &pass, self.model.device(), None);
             let (model, mut hooks) = self.model.forward(Source::Policy, queue);
             let values = tensors.values(model, &mut hooks)?;
             for (place, range) in spans(&tensors) {
@@ -80,7 +80,7 @@ impl Critic {
         let passes = batch.passes(&counted, settings.micro_batch_tokens);
         for (i, pass) in passes.iter().enumerate() {
             let flow = if i + 1 == passes.len() { Flow::Reduce } else { Flow::Accumulate };
-            let tensors = PassTensors::new(batch, pass, self.model.device());
+            let tensors = PassTensors::new(batch, pass, self.model.device(), None);
             let (model, mut hooks) = self.model.forward(Source::Policy, queue);
             let open = tensors.open(model, memory.keep(Trained::Values), &mut hooks)?;
             let values = open.values(model);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use pacs_algo::ObjectiveMetrics;
 
 use super::batch::TrainBatch;
+use super::pass::AnswerScores;
 use super::signals::Signals;
 use crate::comm::Traffic;
 
@@ -46,6 +47,10 @@ sums! {
     compared_tokens,
     /// Absolute differences of those log-probs (nats).
     mismatch,
+    /// Answer tokens whose recorded experts were compared with the choices of the learner's routers, before the first update.
+    routed_tokens,
+    /// Shares of the layers with experts that would have chosen others, over those tokens.
+    rerouted,
     /// Floating-point operations of the passes with a gradient.
     flops,
 }
@@ -89,12 +94,16 @@ impl StepMetrics {
         *self.seconds.entry(phase).or_default() += since.elapsed().as_secs_f64();
     }
 
-    /// Compares the learner's log-probs of the sequence at `place` with the rollout engine's. Sequences of older
-    /// weights are passed over: they differ by training, which is no mismatch.
-    pub(super) fn compare(&mut self, batch: &TrainBatch, place: usize, learner: &[f32]) {
+    /// Compares what the learner computes for the sequence at `place` with what the rollout engine did: experts, and log-probs. The
+    /// log-probs of sequences of older weights are passed over: they differ by training, which is no mismatch. Experts are compared all
+    /// the same, for those of older weights are replayed, too.
+    pub(super) fn compare(&mut self, batch: &TrainBatch, place: usize, learner: AnswerScores<'_>) {
+        self.sums.routed_tokens += learner.rerouted.len() as f64;
+        self.sums.rerouted += learner.rerouted.iter().map(|share| f64::from(*share)).sum::<f64>();
         if !batch.is_current(place) {
             return;
         }
+        let learner = learner.logprobs;
         for (a, b) in learner.iter().zip(&batch.sequences[place].rollout_logprobs) {
             let difference = f64::from((a - b).abs());
             self.sums.mismatch += difference;
@@ -129,6 +138,7 @@ impl StepMetrics {
         if self.sums.compared_tokens > 0.0 {
             put("logprob_mismatch_max", self.mismatch_max);
         }
+        put("router_mismatch", self.sums.rerouted / self.sums.routed_tokens);
         put("trained_sequences", self.sums.trained_sequences);
         put("trained_tokens", self.sums.trained_tokens);
         put("trained_tokens_per_second", self.sums.trained_tokens / self.step_seconds);

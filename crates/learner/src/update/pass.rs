@@ -7,8 +7,8 @@ use std::rc::Rc;
 
 use pacs_model::attention::{Packed, PackedRow, packed_positions};
 use pacs_model::logprob::{Targets, answer_logprobs, head_backward};
-use pacs_model::{Keep, LayerHooks, Model, Trace, values, values_backward};
-use pacs_shape::{PassShape, PassWork, head_chunk};
+use pacs_model::{Keep, LayerHooks, Model, RecordedRoutes, Replay, Routing, Trace, values, values_backward};
+use pacs_shape::{PassShape, PassWork, RouteShape, head_chunk};
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
 use pacs_torch::{Units, with_units};
 
@@ -33,6 +33,8 @@ pub(super) struct PassTensors {
     pub(super) spans: Vec<(usize, usize)>,
     /// Units that are computed as if each were alone; `None` without `resources.deterministic`.
     units: Option<Rc<Units>>,
+    /// Experts of the inputs; `None` where routers choose them.
+    routes: Option<Rc<RecordedRoutes>>,
 }
 
 /// Log-probs and entropies of a pass, in the order of its targets.
@@ -42,6 +44,26 @@ pub(super) struct TokenScores {
     pub(super) logprobs: Vec<f32>,
     /// Entropy of the distribution at each answer token (nats).
     pub(super) entropies: Vec<f32>,
+    /// Share of the layers with experts whose router would have chosen other ones than are replayed, at the input that predicts each
+    /// answer token; empty where none are replayed.
+    pub(super) rerouted: Vec<f32>,
+}
+
+/// What a pass says of the tokens of one answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AnswerScores<'a> {
+    /// See [`TokenScores::logprobs`].
+    pub(super) logprobs: &'a [f32],
+    /// See [`TokenScores::rerouted`].
+    pub(super) rerouted: &'a [f32],
+}
+
+impl TokenScores {
+    /// The part of the answer whose tokens are `range`.
+    pub(super) fn of(&self, range: Range<usize>) -> AnswerScores<'_> {
+        let rerouted = self.rerouted.get(range.clone()).unwrap_or_default();
+        AnswerScores { logprobs: &self.logprobs[range], rerouted }
+    }
 }
 
 /// Derivatives of a loss with respect to a pass's scores, in the order of its targets.
@@ -74,6 +96,7 @@ struct Parts {
     targets: Vec<i64>,
     rows: Vec<PackedRow>,
     spans: Vec<(usize, usize)>,
+    routes: Vec<u8>,
 }
 
 impl Parts {
@@ -87,17 +110,23 @@ impl Parts {
             rows: self.rows,
             spans: self.spans,
             units: None,
+            routes: None,
         }
     }
 }
 
 impl PassTensors {
-    pub(super) fn new(batch: &TrainBatch, pass: &Pass, device: Device) -> Self {
+    /// Packs a pass. With `replay` its tokens are computed by the experts that the batch has for them, which must be in order
+    /// ([`TrainBatch::check_routes`]).
+    pub(super) fn new(batch: &TrainBatch, pass: &Pass, device: Device, replay: Option<RouteShape>) -> Self {
         let mut parts = Parts::default();
-        let Parts { tokens, predictors, targets, rows, spans } = &mut parts;
+        let Parts { tokens, predictors, targets, rows, spans, routes } = &mut parts;
         for row in &pass.rows {
             let prompt = &batch.prompts[&row.group];
             tokens.extend(prompt.iter().map(|token| i64::from(*token)));
+            if replay.is_some() {
+                routes.extend(&batch.prompt_routes[&row.group]);
+            }
             let prompt_end = tokens.len() as i64 - 1;
             let mut answer_lens = Vec::new();
             for &place in &row.answers {
@@ -107,6 +136,9 @@ impl PassTensors {
                 predictors.extend((0..inputs.len()).map(|offset| (tokens.len() + offset) as i64));
                 targets.extend(answer.iter().map(|token| i64::from(*token)));
                 tokens.extend(inputs.iter().map(|token| i64::from(*token)));
+                if replay.is_some() {
+                    routes.extend(&batch.sequences[place].routes);
+                }
                 if !inputs.is_empty() {
                     answer_lens.push(inputs.len());
                 }
@@ -115,7 +147,8 @@ impl PassTensors {
             rows.push(PackedRow { prompt_len: prompt.len(), answer_lens });
         }
         let units = (!pass.units.is_empty()).then(|| Rc::new(units(batch, pass, rows)));
-        Self { units, ..parts.on(device) }
+        let routes = replay.map(|shape| Rc::new(RecordedRoutes::new(shape, std::mem::take(routes))));
+        Self { units, routes, ..parts.on(device) }
     }
 
     /// Runs `work` within the pass's units, if it has any.
@@ -129,7 +162,7 @@ impl PassTensors {
     /// Packs plain texts, each with at least one learnt token; the learnt tokens are the targets.
     pub(super) fn of_texts(texts: &[&Text], device: Device) -> Self {
         let mut parts = Parts::default();
-        let Parts { tokens, predictors, targets, rows, spans } = &mut parts;
+        let Parts { tokens, predictors, targets, rows, spans, routes: _ } = &mut parts;
         for (place, text) in texts.iter().enumerate() {
             let start = tokens.len();
             let learnt = (1..text.tokens.len()).filter(|at| text.learnt[*at]);
@@ -163,8 +196,9 @@ impl PassTensors {
     /// Those of `hooks`.
     pub(super) fn values<S: LayerHooks>(&self, critic: &Model, hooks: &mut S) -> Result<Vec<f32>, S::Error> {
         let compute = || {
-            let mut attention = Packed::new(&self.rows, critic);
-            let hidden = critic.hidden_with_hooks(&self.tokens, &self.positions, &mut attention, hooks)?;
+            let (mut attention, mut routing) = (Packed::new(&self.rows, critic), Routing::Own);
+            let hidden =
+                critic.hidden_with_hooks(&self.tokens, &self.positions, &mut attention, &mut routing, hooks)?;
             Ok(values(critic, &hidden.index_select(0, &self.predictors)))
         };
         self.within(|| no_grad(compute))
@@ -181,18 +215,34 @@ impl PassTensors {
         hooks: &mut S,
     ) -> Result<TokenScores, S::Error> {
         let compute = || {
-            let mut attention = Packed::new(&self.rows, model);
-            let hidden = model.hidden_with_hooks(&self.tokens, &self.positions, &mut attention, hooks)?;
-            Ok(self.score_hidden(model, &hidden.index_select(0, &self.predictors), temperature))
+            let (mut attention, mut replay) = (Packed::new(&self.rows, model), self.replay());
+            let mut routing = Routing::replaying(replay.as_mut());
+            let hidden = model.hidden_with_hooks(&self.tokens, &self.positions, &mut attention, &mut routing, hooks)?;
+            let scores = self.score_hidden(model, &hidden.index_select(0, &self.predictors), temperature);
+            Ok(TokenScores { rerouted: self.rerouted(replay.as_ref()), ..scores })
         };
         self.within(|| no_grad(compute))
     }
 
+    fn replay(&self) -> Option<Replay> {
+        self.routes.clone().map(Replay::new)
+    }
+
+    /// See [`TokenScores::rerouted`].
+    fn rerouted(&self, replay: Option<&Replay>) -> Vec<f32> {
+        let (Some(routes), Some(layers)) = (&self.routes, replay.and_then(Replay::rerouted)) else {
+            return Vec::new();
+        };
+        let share = layers.index_select(0, &self.predictors).to_kind(Kind::Float) / routes.mixtures() as f64;
+        Vec::try_from(share).expect("a vector of numbers")
+    }
+
+    /// Log-probs and entropies alone.
     fn score_hidden(&self, model: &Model, hidden: &Tensor, temperature: f64) -> TokenScores {
         let rows: Vec<(i64, i64)> = (0..).zip(self.targets.iter().copied()).collect();
         let (logprobs, entropies) = answer_logprobs(model, hidden, &rows, temperature, chunk_of(model));
         let host = |x: Tensor| Vec::try_from(x.to_kind(Kind::Float)).expect("a vector of numbers");
-        TokenScores { logprobs: host(logprobs), entropies: host(entropies) }
+        TokenScores { logprobs: host(logprobs), entropies: host(entropies), rerouted: Vec::new() }
     }
 
     /// Runs the trunk forward for a later backward; `keep` decides which activations are kept.
@@ -210,8 +260,11 @@ impl PassTensors {
             let tokens = self.tokens.numel() as u64;
             let scored = self.targets.len() as u64;
             let keep = keep(&PassShape { tokens, scored, ..attention.shape() });
-            let trace = model.forward_with_hooks(&self.tokens, &self.positions, attention, keep, hooks)?;
-            Ok(OpenPass { tensors: self, trace })
+            let mut replay = self.replay();
+            let mut routing = Routing::replaying(replay.as_mut());
+            let (tokens, positions) = (&self.tokens, &self.positions);
+            let trace = model.forward_with_hooks(tokens, positions, attention, keep, &mut routing, hooks)?;
+            Ok(OpenPass { tensors: self, trace, replay })
         })
     }
 }
@@ -221,6 +274,7 @@ impl PassTensors {
 pub(super) struct OpenPass<'a> {
     tensors: &'a PassTensors,
     trace: Trace,
+    replay: Option<Replay>,
 }
 
 impl OpenPass<'_> {
@@ -231,7 +285,8 @@ impl OpenPass<'_> {
 
     /// Computes log-probs and entropies of the answer tokens.
     pub(super) fn score(&self, model: &Model, temperature: f64) -> TokenScores {
-        self.tensors.within(|| no_grad(|| self.tensors.score_hidden(model, &self.predicting(), temperature)))
+        let scores = || no_grad(|| self.tensors.score_hidden(model, &self.predicting(), temperature));
+        TokenScores { rerouted: self.tensors.rerouted(self.replay.as_ref()), ..self.tensors.within(scores) }
     }
 
     /// Adds the pass's gradient to `gradients` (flat, in the layout of the parameters).
@@ -256,10 +311,11 @@ impl OpenPass<'_> {
             temperature,
         };
         let tensors = self.tensors;
+        let rerouted = tensors.rerouted(self.replay.as_ref());
         tensors.within(|| {
             let head = head_backward(model, &self.predicting(), targets, chunk_of(model), gradients);
             self.trunk_backward(model, &head.by_hidden, gradients, hooks)?;
-            Ok(TokenScores { logprobs: head.logprobs, entropies: head.entropies })
+            Ok(TokenScores { logprobs: head.logprobs, entropies: head.entropies, rerouted })
         })
     }
 

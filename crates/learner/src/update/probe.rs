@@ -54,7 +54,9 @@ impl Trainer {
         queue: &mut CollectiveQueue<'_>,
     ) -> Result<Vec<f32>, TrainError> {
         let mut logprobs = Vec::new();
-        self.score_at(RAW, Source::Policy, batch, places, queue, |_, scored| logprobs.extend_from_slice(scored))?;
+        self.score_at(RAW, Source::Policy, batch, places, queue, |_, scored| {
+            logprobs.extend_from_slice(scored.logprobs)
+        })?;
         Ok(logprobs)
     }
 }

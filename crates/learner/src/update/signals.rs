@@ -14,9 +14,9 @@ use super::batch::TrainBatch;
 pub struct SampleSignal {
     /// Position of the answer in [`TrainBatch::index`].
     pub position: usize,
-    /// [`SequenceOutcome::score`].
+    /// What the objective compared with the verdict ([`SequenceOutcome::score`]).
     pub score: Option<f32>,
-    /// [`SequenceOutcome::coefficient`].
+    /// Weight of the answer's log-prob in the update; above 0 it becomes more probable ([`SequenceOutcome::coefficient`]).
     pub coefficient: f32,
 }
 
@@ -67,9 +67,11 @@ mod tests {
             rollout_logprobs: vec![-1.0],
             sampled_logprobs: Vec::new(),
             version: 0,
+            routes: Vec::new(),
         };
         let sequences = vec![sequence(1), sequence(4), sequence(6)];
-        let batch = TrainBatch { step: 1, index: Vec::new(), prompts: HashMap::new(), sequences };
+        let (prompts, prompt_routes) = (HashMap::new(), HashMap::new());
+        let batch = TrainBatch { step: 1, index: Vec::new(), prompts, prompt_routes, sequences };
         let mut signals = Signals::default();
         let outcome = |score, slope| SequenceOutcome { score, dloss_dlogprob: vec![slope; 3], ..Default::default() };
         signals.note(2, &outcome(None, 1e300));

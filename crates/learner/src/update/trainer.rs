@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use pacs_algo::{Objective, ObjectiveError, ObjectiveMetrics};
 use pacs_collective::Collective;
 use pacs_model::{ModelConfig, ModelError, Parameters, kernel_shape, load_kernels};
-use pacs_shape::{Flops, Sharding};
+use pacs_shape::{Flops, RouteShape, Sharding};
 use pacs_spec::{OldLogprobs, WeightDecayOn};
 use pacs_torch::tch::{Device, Kind};
 use pacs_torch::{DeviceKernels, with_device_kernels};
@@ -22,7 +22,7 @@ use super::metrics::{StepMetrics, Sums};
 use super::mini_batch::Update;
 use super::objective::{Scored, StepObjective, UpdateObjective};
 use super::outcomes::outcomes;
-use super::pass::{PassTensors, TokenCoefficients, TokenScores, spans};
+use super::pass::{AnswerScores, PassTensors, TokenCoefficients, TokenScores, spans};
 use super::signals::SampleSignal;
 use crate::comm::{CollectiveQueue, Flow, Source};
 use crate::error::TrainError;
@@ -54,6 +54,8 @@ pub struct Trainer {
     /// Program of an external objective; only on rank 0, which asks it.
     external: Option<Mutex<External>>,
     flops: Flops,
+    /// How the batches' routes are laid out, which all passes of the policy replay; `None` where routers choose experts.
+    routes: Option<RouteShape>,
     /// GPU kernels; `None` on the CPU, or where none fit.
     kernels: Option<Arc<DeviceKernels>>,
     /// Last step that was trained or restored; 0 before the first.
@@ -109,12 +111,13 @@ impl Trainer {
         let program = settings.external.clone().filter(|_| asks);
         let external = program.map(|program| Mutex::new(External::new(program)));
         let flops = Flops::new(&policy.config, policy.config.vocab_size);
+        let routes = if settings.router_replay { RouteShape::of(&policy.config) } else { None };
         let kernels = load_kernels(&policy.config, policy.compute_kind(), policy.device()).unwrap_or_else(|error| {
             tracing::warn!("training is slow, without kernels of the GPU: {error}");
             None
         });
         let memory = MemoryPlan::new(&policy, &settings, before, kernels.is_some());
-        Self { settings, memory, policy, critic, external, flops, kernels, step: 0 }
+        Self { settings, memory, policy, critic, external, flops, routes, kernels, step: 0 }
     }
 
     /// Replaces the kernels. On a GPU the trainer loads its own; this is for emulated kernels on a machine without one.
@@ -166,6 +169,9 @@ impl Trainer {
     fn train_with(&mut self, batch: &TrainBatch, collective: &mut dyn Collective) -> Result<StepReport, TrainError> {
         if self.settings.deterministic {
             batch.check_units()?;
+        }
+        if let Some(shape) = &self.routes {
+            batch.check_routes(shape)?;
         }
         let started = Instant::now();
         let ranks = collective.world_size() as f64;
@@ -268,17 +274,17 @@ impl Trainer {
             let needed: Vec<usize> = places.clone().filter(|place| !own_forward(*place) && !inert(*place)).collect();
             let held = !starts_on_policy && self.policy.reference.is_some();
             let old = if held { Source::Reference } else { Source::Policy };
-            self.score(old, batch, &needed, queue, |place, logprobs| {
-                objective.set_old(place, logprobs);
+            self.score(old, batch, &needed, queue, |place, scores| {
+                objective.set_old(place, scores.logprobs);
                 if starts_on_policy && !first(place) {
-                    metrics.compare(batch, place, logprobs);
+                    metrics.compare(batch, place, scores);
                 }
             })?;
         }
         if needs.reference && self.policy.reference.is_some() {
             let needed: Vec<usize> = places.collect();
-            self.score(Source::Reference, batch, &needed, queue, |place, logprobs| {
-                objective.set_reference(place, logprobs);
+            self.score(Source::Reference, batch, &needed, queue, |place, scores| {
+                objective.set_reference(place, scores.logprobs);
             })?;
         }
         metrics.add_seconds("old_logprobs", started);
@@ -291,14 +297,14 @@ impl Trainer {
         Ok(())
     }
 
-    /// Calls `note` with the log-probs of each answer at `places` under the weights of `source`, at the temperature of sampling.
+    /// Calls `note` with the scores of each answer at `places` under the weights of `source`, at the temperature of sampling.
     fn score(
         &mut self,
         source: Source,
         batch: &TrainBatch,
         places: &[usize],
         queue: &mut CollectiveQueue<'_>,
-        note: impl FnMut(usize, &[f32]),
+        note: impl FnMut(usize, AnswerScores<'_>),
     ) -> Result<(), TrainError> {
         self.score_at(self.settings.temperature, source, batch, places, queue, note)
     }
@@ -311,7 +317,7 @@ impl Trainer {
         batch: &TrainBatch,
         places: &[usize],
         queue: &mut CollectiveQueue<'_>,
-        mut note: impl FnMut(usize, &[f32]),
+        mut note: impl FnMut(usize, AnswerScores<'_>),
     ) -> Result<(), TrainError> {
         let passes = batch.passes(places, self.settings.micro_batch_tokens);
         for round in 0..self.rounds(passes.len(), queue)? {
@@ -319,11 +325,11 @@ impl Trainer {
                 self.policy.idle_forward(source, queue)?;
                 continue;
             };
-            let tensors = PassTensors::new(batch, pass, self.policy.device());
+            let tensors = PassTensors::new(batch, pass, self.policy.device(), self.routes);
             let (model, mut hooks) = self.policy.forward(source, queue);
             let scores = tensors.score(model, temperature, &mut hooks)?;
             for (place, range) in spans(&tensors) {
-                note(place, &scores.logprobs[range]);
+                note(place, scores.of(range));
             }
         }
         Ok(())
@@ -393,11 +399,11 @@ impl Trainer {
         // the number of passes.
         if couples && (rounds != 1 || self.settings.deterministic) {
             let mut scored = Vec::with_capacity(live.len());
-            self.score(Source::Policy, batch, &live, queue, |place, logprobs| {
+            self.score(Source::Policy, batch, &live, queue, |place, scores| {
                 if update.fresh {
-                    metrics.compare(batch, place, logprobs);
+                    metrics.compare(batch, place, scores);
                 }
-                scored.push(Scored { place, logprobs: logprobs.to_vec(), entropies: Vec::new() });
+                scored.push(Scored { place, logprobs: scores.logprobs.to_vec(), entropies: Vec::new() });
             })?;
             let asked = self.external.as_ref();
             let objective = update.objective.gathered(update.members.clone(), &scored, asked, queue, metrics)?;
@@ -411,7 +417,8 @@ impl Trainer {
         };
         for round in 0..rounds {
             let flow = if round + 1 == rounds { Flow::Reduce } else { Flow::Accumulate };
-            let tensors = passes.get(round).map(|pass| PassTensors::new(batch, pass, self.policy.device()));
+            let packed = |pass| PassTensors::new(batch, pass, self.policy.device(), self.routes);
+            let tensors = passes.get(round).map(packed);
             let mut open = None;
             let mut scored = Vec::new();
             match &tensors {
@@ -481,7 +488,7 @@ impl Trainer {
                 self.policy.idle_backward(flow, queue)?;
                 continue;
             };
-            let tensors = PassTensors::new(batch, pass, self.policy.device());
+            let tensors = PassTensors::new(batch, pass, self.policy.device(), self.routes);
             let keep = self.memory.keep(Trained::Policy);
             let (model, mut hooks) = self.policy.forward(Source::Policy, queue);
             let open = tensors.open(model, keep, &mut hooks)?;
@@ -524,8 +531,8 @@ impl Trainer {
         }
         let current = || update.mine.iter().copied().find(|place| update.batch.is_current(*place));
         let one: Vec<usize> = is_due.then(current).flatten().into_iter().collect();
-        self.score(Source::Policy, update.batch, &one, queue, |place, logprobs| {
-            metrics.compare(update.batch, place, logprobs);
+        self.score(Source::Policy, update.batch, &one, queue, |place, scores| {
+            metrics.compare(update.batch, place, scores);
         })
     }
 
@@ -577,7 +584,7 @@ fn sum(values: &[f32]) -> f64 {
 
 fn compare_pass(batch: &TrainBatch, tensors: &PassTensors, scores: &TokenScores, metrics: &mut StepMetrics) {
     for (place, range) in spans(tensors) {
-        metrics.compare(batch, place, &scores.logprobs[range]);
+        metrics.compare(batch, place, scores.of(range));
     }
 }
 

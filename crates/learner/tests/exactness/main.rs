@@ -6,6 +6,7 @@ mod device;
 mod divisions;
 mod lora;
 mod probe;
+mod routes;
 mod signals;
 mod support;
 mod update;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pacs_algo::{LabelWeights, Objective, PacsConfig, RewardMethod, ScoreEstimator, balance};
+use pacs_algo::{Objective, PacsConfig, balance};
 use pacs_collective::{Collective, GroupConfig, HostCollective, HostListener};
 use pacs_learner::{IndexEntry, SequenceTokens, TrainBatch, Trainer, TrainerSettings};
 use pacs_shape::{Division, Sharding};
@@ -16,14 +16,7 @@ use pacs_types::{Generation, mix};
 pub(crate) const GROUPS: u64 = 6;
 pub(crate) const GROUP_SIZE: usize = 4;
 
-pub(crate) const PACS: PacsConfig = PacsConfig {
-    beta: 1.0,
-    score: ScoreEstimator::Rloo,
-    reward_method: RewardMethod::LogRatio,
-    label_weights: LabelWeights::Question,
-    actor_term: false,
-    importance: None,
-};
+pub(crate) const PACS: PacsConfig = PacsConfig::paper();
 
 pub(crate) fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models").join(name)
@@ -50,6 +43,7 @@ pub(crate) fn settings() -> TrainerSettings {
         saves_in_background: false,
         peak_flops: None,
         lora: None,
+        router_replay: false,
         probe: false,
     }
 }
@@ -85,6 +79,7 @@ pub(crate) fn whole_batch(step: u64, mini_batches: usize) -> TrainBatch {
                 // Some sequences look as if a sampling filter had cut something off.
                 version: step - 1,
                 sampled_logprobs: if member % 3 == 1 { vec![-5.5; length as usize] } else { Vec::new() },
+                routes: Vec::new(),
             });
             index.push(IndexEntry {
                 group,
@@ -99,7 +94,7 @@ pub(crate) fn whole_batch(step: u64, mini_batches: usize) -> TrainBatch {
             });
         }
     }
-    TrainBatch { step, index, prompts, sequences }
+    TrainBatch { step, index, prompts, prompt_routes: HashMap::new(), sequences }
 }
 
 /// One rank's share, dealt out sequence by sequence, so that groups are split between ranks.

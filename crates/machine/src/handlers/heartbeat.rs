@@ -50,7 +50,7 @@ impl Machine {
     }
 
     /// Extends all liveness deadlines by the time that the coordinator itself stood still (a slow disk, a suspended
-    /// machine), because it heard nobody in that time. The time does not count as a stall, either.
+    /// machine), because it received no heartbeat in that time. The time does not count as a stall, either.
     fn forgive_own_silence(&mut self) {
         let stood_still = self.now.saturating_sub(std::mem::replace(&mut self.ticked, self.now));
         if stood_still > self.options.heartbeat_timeout / 4 {

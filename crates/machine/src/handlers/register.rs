@@ -32,7 +32,7 @@ impl Names {
         self.replaced.contains(&worker)
     }
 
-    /// Frees a name although nobody has seen its holder end.
+    /// Frees a name whose holder was not seen to end.
     pub(crate) fn vacate(&mut self, role: Role, name: String, worker: WorkerId, process: Process) {
         if self.vacated.len() == MOST_REMEMBERED {
             self.vacated.pop_front();

@@ -125,7 +125,8 @@ impl WorkerArguments {
     /// Determines this worker's place, logs the source of each value, and starts to answer health probes.
     ///
     /// # Errors
-    /// See [`PlaceError`].
+    /// When an address, a name or the run's identifier is missing or malformed, two launchers disagree, the certificates cannot be used,
+    /// or the health port is taken.
     pub async fn place(&self, role: PeerRole) -> Result<Placement, PlaceError> {
         let launch = Launch::of_process();
         let coordinator = launch.coordinator(self.coordinator.as_deref())?.logged("the coordinator").value;
@@ -174,7 +175,7 @@ impl SecurityArguments {
     /// The protection that these options select.
     ///
     /// # Errors
-    /// See [`PlaceError`].
+    /// [`PlaceError::Unprotected`] without either option, [`PlaceError::Tls`] for certificates that cannot be used.
     pub fn security(&self, role: PeerRole) -> Result<Security, PlaceError> {
         match (&self.tls_dir, self.plaintext) {
             (Some(folder), _) => Ok(security(folder, role)?),
@@ -187,7 +188,7 @@ impl SecurityArguments {
 /// Mutual TLS with the certificate of `role` in `folder`, or in the subfolder with the role's name.
 ///
 /// # Errors
-/// See [`TlsError`].
+/// As [`Security::mutual`].
 pub fn security(folder: &Path, role: PeerRole) -> Result<Security, TlsError> {
     let below = folder.join(role.name());
     let folder = if below.join(CERTIFICATE_FILE).exists() { &below } else { folder };

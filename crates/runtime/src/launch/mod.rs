@@ -115,7 +115,7 @@ impl<'a> Launch<'a> {
     /// Address of the coordinator: host:port, or the path of its run folder.
     ///
     /// # Errors
-    /// See [`LaunchError`].
+    /// When no option or launcher names it, launchers name different ones, or a variable is malformed.
     pub fn coordinator(&self, flag: Option<&str>) -> Result<Placed<String>, LaunchError> {
         if let Some(said) = self.said("--coordinator", flag, "PACS_COORDINATOR") {
             return Ok(said);
@@ -149,7 +149,7 @@ impl<'a> Launch<'a> {
     /// Name of this process slot, stable across restarts: `<role>-<index>`, or the name of the pod.
     ///
     /// # Errors
-    /// See [`LaunchError`].
+    /// As [`Self::coordinator`].
     pub fn name(&self, flag: Option<&str>, role: &str) -> Result<Placed<String>, LaunchError> {
         if let Some(said) = self.said("--name", flag, "PACS_WORKER_NAME") {
             return Ok(said);

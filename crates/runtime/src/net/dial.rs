@@ -40,7 +40,7 @@ pub enum DialError {
 /// not known yet is not named, which only registration accepts.
 ///
 /// # Errors
-/// See [`DialError`].
+/// [`DialError::Address`] and [`DialError::PlainText`] are final; after [`DialError::Unreachable`] another try may succeed.
 pub async fn dial(
     address: &str,
     peer: PeerRole,

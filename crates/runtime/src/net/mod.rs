@@ -54,7 +54,7 @@ impl Security {
     /// read again when they change.
     ///
     /// # Errors
-    /// See [`TlsError`].
+    /// When a file is missing or invalid, the key is readable by others, or the certificate has expired or is another role's.
     pub fn mutual(folder: &Path, role: PeerRole) -> Result<Self, TlsError> {
         Tls::load(folder, role).map(|tls| Self::Mutual(Arc::new(tls)))
     }

@@ -77,7 +77,7 @@ impl Stack<'_> {
         }
     }
 
-    /// An `int?`.
+    /// The next argument of the type `int?`.
     fn int(&mut self) -> Option<i64> {
         let place: *mut u64 = ptr::with_exposed_provenance_mut(self.word() as usize);
         if place.is_null() {

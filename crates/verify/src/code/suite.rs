@@ -38,7 +38,7 @@ pub enum SuiteCase {
         /// What it is to return.
         expected: Value,
     },
-    /// An assertion of Python about functions of the program.
+    /// An assertion of Python about functions of the program, or several statements that assert something.
     Assert(String),
 }
 
@@ -53,6 +53,15 @@ pub fn check_suite(text: &str) -> Result<(), String> {
 impl Suite {
     /// Reads the cases of a reference. Its shapes are in `docs/VERIFIERS.md`: a list of cases or of assertions, or an object with
     /// `cases`, with `inputs` and `outputs`, or with `tests`.
+    ///
+    /// ```
+    /// use pacs_verify::{Suite, SuiteCase};
+    ///
+    /// let suite = Suite::parse(r#"{"test_list": ["assert f(1) == 2"], "test_imports": ["import math"]}"#)?;
+    /// assert_eq!(suite.setup, "import math\n");
+    /// assert_eq!(suite.cases, [SuiteCase::Assert("assert f(1) == 2".to_owned())]);
+    /// # Ok::<(), String>(())
+    /// ```
     ///
     /// # Errors
     /// What is wrong with it.
@@ -123,8 +132,8 @@ fn cases(list: &Value, function: Option<&str>) -> Result<Vec<SuiteCase>, String>
 
 fn one(case: &Value, function: Option<&str>) -> Result<SuiteCase, String> {
     let fields = match case {
-        Value::String(text) if text.trim_start().starts_with("assert") => {
-            return Ok(SuiteCase::Assert(text.trim().to_owned()));
+        Value::String(text) if text.contains("assert") || text.contains("raises(") => {
+            return Ok(SuiteCase::Assert(statements(text)));
         }
         Value::String(_) => return Err("is a text that is no assertion".to_owned()),
         Value::Object(fields) => fields,
@@ -139,6 +148,12 @@ fn one(case: &Value, function: Option<&str>) -> Result<SuiteCase, String> {
         None => function.is_some(),
     };
     pair(field("input")?, field("output")?, function.filter(|_| is_call), is_call)
+}
+
+/// A test without blank lines around it; the first of several lines keeps its indentation, which the others are relative to.
+fn statements(text: &str) -> String {
+    let text = text.trim_end().trim_start_matches(['\n', '\r']);
+    if text.contains('\n') { text.to_owned() } else { text.trim_start().to_owned() }
 }
 
 fn pairs(fields: &Map<String, Value>, function: Option<&str>) -> Result<Vec<SuiteCase>, String> {
@@ -231,6 +246,14 @@ mod tests {
             (r#"{"inputs": ["1", ["2", "3"]], "outputs": ["a", "b"]}"#, vec![stdin("1", "a"), stdin("2\n3", "b")]),
             (r#"{"fn_name": "f", "inputs": [[1, 2]], "outputs": [3]}"#, vec![call(json!([1, 2]), json!(3))]),
             (r#"["assert f(1) == 2"]"#, vec![assertion.clone()]),
+            (r#"["\n assert f(1) == 2 "]"#, vec![assertion.clone()]),
+            (
+                r#"["\n  x = f(1)\n  assert x == 2\n", "with pytest.raises(ValueError):\n  f(0)"]"#,
+                vec![
+                    SuiteCase::Assert("  x = f(1)\n  assert x == 2".into()),
+                    SuiteCase::Assert("with pytest.raises(ValueError):\n  f(0)".into()),
+                ],
+            ),
             (r#"{"test_list": ["assert f(1) == 2"], "test_setup_code": ""}"#, vec![assertion]),
         ] {
             assert_eq!(Suite::parse(text).map(|suite| suite.cases), Ok(expected), "{text}");

@@ -142,7 +142,8 @@ fn measure(
 /// tokens.
 fn measure_server(arguments: &Arguments, url: &str, config: &ModelConfig, rows: usize) -> Result<(String, f64, usize)> {
     let authority = pacs_spec::endpoint_authority(url).with_context(|| format!("`{url}` is not http://HOST:PORT"))?;
-    let client = Client::new(authority, None, Limits { request: SERVER_DEADLINE, update: SERVER_DEADLINE });
+    let limits = Limits { request: SERVER_DEADLINE, update: SERVER_DEADLINE, ..Limits::default() };
+    let client = Client::new(authority, None, limits);
     let runtime = tokio::runtime::Runtime::new().context("start a runtime")?;
     runtime.block_on(async {
         let server = client.facts().await.with_context(|| format!("server {url}"))?.version;

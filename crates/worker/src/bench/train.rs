@@ -191,11 +191,13 @@ pub(super) fn batch(arguments: &Arguments, vocabulary: u32, step: u64, rank: usi
         rollout_logprobs: vec![0.0; *length],
         sampled_logprobs: Vec::new(),
         version: step.saturating_sub(1),
+        routes: Vec::new(),
     });
     let prompts: HashMap<u64, Vec<u32>> = (0..arguments.groups as u64)
         .map(|group| (group, (0..arguments.prompt_tokens).map(|place| token(group, place)).collect()))
         .collect();
-    let mut batch = TrainBatch { step, index: index.collect(), prompts, sequences: sequences.collect() };
+    let (index, sequences) = (index.collect(), sequences.collect());
+    let mut batch = TrainBatch { step, index, prompts, prompt_routes: HashMap::new(), sequences };
     if arguments.deterministic {
         batch.cut_into_units();
         for entry in &mut batch.index {

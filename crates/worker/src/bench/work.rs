@@ -51,6 +51,7 @@ pub(crate) fn group(
             max_new_tokens: new_tokens,
             stop: Vec::new(),
         },
+        records_routes: false,
     }
 }
 

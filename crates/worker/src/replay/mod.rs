@@ -78,7 +78,15 @@ fn replay(arguments: &Arguments, spec: &JobSpec, model: &Path) -> Result<()> {
         Precision::Auto if pacs_torch::multiplies_bf16(device) => Kind::BFloat16,
         Precision::Auto => Kind::Float,
     };
-    let mut trainer = Trainer::load(model, TrainerSettings::new(spec, 0, 1), kind, device)?;
+    let mut settings = TrainerSettings::new(spec, 0, 1);
+    if settings.router_replay {
+        // An archive would be many times as large with them.
+        tracing::warn!(
+            "recorded groups hold no routes: routers choose the experts, and the weights are not those of the run"
+        );
+        settings.router_replay = false;
+    }
+    let mut trainer = Trainer::load(model, settings, kind, device)?;
     let mut collective = HostCollective::alone();
     let most = arguments.steps.unwrap_or(spec.batch.steps);
     let (mut done, mut skipped) = (0, 0);

@@ -72,8 +72,13 @@ impl RecordedStep {
     /// A sample without a record of truncation counts as truncated if it has `max_new_tokens` tokens.
     pub(super) fn batch(self, mini_batches: usize, max_new_tokens: u32, deterministic: bool) -> TrainBatch {
         let count = self.groups.len();
-        let mut batch =
-            TrainBatch { step: self.number, index: Vec::new(), prompts: HashMap::new(), sequences: Vec::new() };
+        let mut batch = TrainBatch {
+            step: self.number,
+            index: Vec::new(),
+            prompts: HashMap::new(),
+            prompt_routes: HashMap::new(),
+            sequences: Vec::new(),
+        };
         for (i, group) in self.groups.into_iter().enumerate() {
             // Group ids matter within a step only; these keep the order.
             let id = i as u64;
@@ -87,6 +92,7 @@ impl RecordedStep {
                     sampled_logprobs: sample.sampled_logprobs,
                     // Samples without a record count as those of the weights that the step trains.
                     version: sample.version.unwrap_or(self.number.saturating_sub(1)),
+                    routes: Vec::new(),
                 });
                 batch.index.push(IndexEntry {
                     group: id,

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use saphyr_parser::{Event, Parser, ScalarStyle};
 
-use super::fill;
+use super::{Value, fill};
 
 /// A parser event without what does not matter: its position, and how a text is quoted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,20 +15,32 @@ enum Part {
 }
 
 /// Checks that `written`, rendered from these values, parses to the template with each value in its place: no other document or
-/// key, and the job exactly as the user wrote it.
-pub(super) fn check(written: &str, values: &[(&str, String)], job: &str) -> Result<()> {
-    // `gpu` is a fragment of a map, composed by this program, and is inserted unchanged.
-    let is_text = |key: &str| key != "gpu";
+/// key, and the user's texts exactly as they were written.
+pub(super) fn check(written: &str, template: &str, values: &[(String, Value)]) -> Result<()> {
     let mark = |key: &str| format!("pacs-{key}-value");
-    let marked = values.iter().map(|(key, value)| (*key, if is_text(key) { mark(key) } else { value.clone() }));
-    let meant = parts(&fill(&marked.collect::<Vec<_>>())).context("read the template")?;
+    let marked = values.iter().map(|(key, value)| {
+        let marked = match value {
+            Value::Yaml(text) => text.clone(),
+            Value::Part(_) | Value::Scalar { .. } => mark(key),
+        };
+        (key.clone(), Value::Yaml(marked))
+    });
+    let meant = parts(&fill(template, &marked.collect::<Vec<_>>())).context("read the template")?;
+    // A scalar may be a block or quoted, and is never read as a number.
+    let scalar = |text: &str| {
+        values.iter().find_map(|(key, value)| match value {
+            Value::Scalar { meant, .. } if text == mark(key) => Some(Part::Text(meant.clone(), false)),
+            Value::Scalar { .. } | Value::Part(_) | Value::Yaml(_) => None,
+        })
+    };
     let meant = meant.into_iter().map(|part| match part {
-        // The job may be a block or a quoted scalar, and is never read as a number.
-        Part::Text(text, _) if text == mark("job") => Part::Text(job.to_owned(), false),
-        Part::Text(text, is_plain) => {
-            let filled = values.iter().filter(|(key, _)| is_text(key));
-            Part::Text(filled.fold(text, |text, (key, value)| text.replace(&mark(key), value)), is_plain)
-        }
+        Part::Text(text, is_plain) => scalar(&text).unwrap_or_else(|| {
+            let filled = values.iter().fold(text, |text, (key, value)| match value {
+                Value::Part(value) => text.replace(&mark(key), value),
+                Value::Scalar { .. } | Value::Yaml(_) => text,
+            });
+            Part::Text(filled, is_plain)
+        }),
         mark => mark,
     });
     let read = parts(written).context("read the manifests back")?;
@@ -54,28 +66,34 @@ fn parts(text: &str) -> Result<Vec<Part>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{ROLLOUT, part, template};
     use super::*;
 
     #[test]
     fn what_changes_the_structure_is_noticed() {
-        let values = |image: &str| {
+        let template = template(ROLLOUT);
+        let values = |image: &str, job: &str| {
             ["name", "image", "worker_image", "data_claim", "run_size", "memory", "shm", "run_id", "device"]
-                .map(|key| (key, if key == "image" { image.to_owned() } else { "x".to_owned() }))
+                .map(|key| part(key, if key == "image" { image } else { "x" }))
                 .into_iter()
                 .chain(
                     ["learners", "rollouts", "verifiers", "cpu", "threads", "grace", "grace_period"]
-                        .map(|key| (key, "1".to_owned())),
+                        .map(|key| part(key, "1")),
                 )
-                .chain([("gpu", String::new()), ("job", "|\n    a = 1".to_owned())])
+                .chain([
+                    ("gpu".to_owned(), Value::Yaml(String::new())),
+                    ("job".to_owned(), Value::Scalar { meant: job.to_owned(), written: "|\n    a = 1".to_owned() }),
+                ])
                 .collect::<Vec<_>>()
         };
-        let good = values("registry.example/pacs:1");
-        check(&fill(&good), &good, "a = 1\n").expect("as meant");
-        assert!(check(&fill(&good), &good, "a = 2\n").is_err(), "another job");
+        let good = values("registry.example/pacs:1", "a = 1\n");
+        check(&fill(&template, &good), &template, &good).expect("as meant");
+        let other = values("registry.example/pacs:1", "a = 2\n");
+        assert!(check(&fill(&template, &other), &template, &other).is_err(), "another job");
         for image in ["x\n---\nkind: Pod", "x, y: z", "{a: b}", "x # y", "&a x", "!!int 1", "[x]", "\"x", "- x", "? x"]
         {
-            let values = values(image);
-            assert!(check(&fill(&values), &values, "a = 1\n").is_err(), "{image:?}");
+            let values = values(image, "a = 1\n");
+            assert!(check(&fill(&template, &values), &template, &values).is_err(), "{image:?}");
         }
     }
 }

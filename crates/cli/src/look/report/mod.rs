@@ -17,7 +17,7 @@ use pacs_report::{Plot, Point, Series};
 use pacs_runtime::Exit;
 use serde_json::{Value, json as value};
 
-use self::page::{Answer, Part};
+use self::page::{Answer, Finding, Part};
 use super::Looked;
 use super::samples::signal;
 use super::top::{clock, words};
@@ -122,6 +122,7 @@ struct Gathered {
     name: String,
     live: bool,
     facts: Vec<(&'static str, String)>,
+    findings: Vec<v1::Finding>,
     settings: Option<String>,
     steps: v1::GetMetricsResponse,
     evaluations: v1::GetMetricsResponse,
@@ -143,7 +144,10 @@ impl Gathered {
         let samples = if no_samples {
             Vec::new()
         } else {
-            let request = v1::ListSamplesRequest { limit: LOOKED_AT, text_bytes: TEXT_BYTES, ..Default::default() };
+            // With a verdict: the newest answers of a live run may all be in flight.
+            let outcomes = [v1::Outcome::Correct, v1::Outcome::Wrong, v1::Outcome::Unparsable].map(i32::from).to_vec();
+            let request =
+                v1::ListSamplesRequest { limit: LOOKED_AT, text_bytes: TEXT_BYTES, outcomes, ..Default::default() };
             chosen(run.samples(request).await.map_err(|failure| failure.doing("read the samples"))?.samples)
         };
         let (name, live, folder) = (run.name.clone(), run.is_live(), run.folder.clone());
@@ -160,6 +164,7 @@ impl Gathered {
             name,
             live,
             facts,
+            findings: status.map(|status| status.findings.clone()).unwrap_or_default(),
             settings: folder.as_deref().and_then(|folder| fs::read_to_string(folder.join("job.toml")).ok()),
             steps,
             evaluations,
@@ -172,8 +177,12 @@ impl Gathered {
 
     fn html(&self) -> String {
         let mut parts = vec![Part::Text(self.summary())];
+        if !self.findings.is_empty() {
+            parts.push(Part::Heading("What the coordinator finds".into()));
+            parts.push(Part::Findings(self.findings.iter().map(shown_finding).collect()));
+        }
         let facts = self.facts.iter().map(|(name, value)| vec![(*name).to_owned(), value.clone()]).collect();
-        parts.push(Part::Table(vec!["environment".into(), String::new()], facts));
+        parts.push(Part::Table(vec!["environment".into(), "value".into()], facts));
         parts.push(Part::Heading("Curves".into()));
         let plots: Vec<Plot> = PLOTS.iter().filter_map(|plot| self.plot(plot)).collect();
         if self.steps.steps_per_point > 1 {
@@ -261,12 +270,18 @@ impl Gathered {
             "live": self.live,
             "environment": self.facts.iter().cloned().collect::<BTreeMap<_, _>>(),
             "settings": self.settings,
+            "findings": self.findings.iter().map(json::finding).collect::<Vec<_>>(),
             "steps": json::metrics(&self.steps),
             "evaluations": self.evaluation_lines,
             "events": self.events.iter().map(|event| json::event(event)).collect::<Vec<_>>(),
             "samples": self.samples.iter().map(json::sample).collect::<Vec<_>>(),
         })
     }
+}
+
+fn shown_finding(finding: &v1::Finding) -> Finding {
+    let (evidence, advice) = (finding.sentence.clone(), finding.advice.clone());
+    Finding { stops_run: finding.stops_run, evidence, advice }
 }
 
 /// Some samples of each outcome, the newest first.

@@ -69,9 +69,10 @@ fn rows_of(line: &Line<'_>, width: u16) -> u16 {
 fn header(screen: &Screen) -> Vec<Line<'static>> {
     let status = &screen.status;
     let left = status.remaining_seconds.map(|left| format!(", {} left", seconds(left))).unwrap_or_default();
+    let (of_run, of_phase) = if status.phase == "evaluating" { ("", left.as_str()) } else { (left.as_str(), "") };
     let paused = if status.paused { "PAUSED  " } else { "" };
     let first = format!(
-        "{}  {paused}step {} of {}{left}  {} for {}  weights v{}",
+        "{}  {paused}step {} of {}{of_run}  {} for {}{of_phase}  weights v{}",
         harmless(&status.job),
         status.step,
         status.total_steps,

@@ -10,6 +10,8 @@ fn script(name: &str, script: &str) -> WorkerCommand {
         arguments: vec!["-c".into(), script.into()],
         run_id: "0123".into(),
         gpu: None,
+        environment: Vec::new(),
+        gate: None,
         living: None,
     }
 }
@@ -131,4 +133,58 @@ fn workers_hear_of_their_run_and_of_the_order_of_their_starts() {
     let starts: Vec<u64> =
         said.lines().map(|line| line.strip_prefix("0123 ").expect(line).parse().expect(line)).collect();
     assert!(starts.len() >= 2 && starts.is_sorted_by(|a, b| a < b), "{said}");
+}
+
+#[test]
+fn a_server_that_does_not_answer_in_time_is_killed_with_what_it_has_started() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let port = crate::servers::free_ports(1, &[]).expect("a free port")[0];
+    // The process that is left in the group would hold the GPU.
+    let engine = dir.path().join("engine");
+    let silent = format!("trap '' TERM; sleep 600 & echo $! >{}; wait", engine.display());
+    let gate = Some(crate::servers::Gate { port, limit: Duration::from_millis(1500) });
+    runtime().block_on(async {
+        let command = WorkerCommand { gate, environment: vec![("A".into(), "b".into())], ..script("vllm-0", &silent) };
+        let mut supervisor = Supervisor::start(vec![command], dir.path());
+        let WorkerNews::Restarting { name, how, .. } = next(&mut supervisor).await else { panic!("must be restarted") };
+        assert_eq!((name.as_str(), how.as_str()), ("vllm-0", "did not answer /health within 1.5 s"));
+        let engine: u32 = fs::read_to_string(&engine).expect("written").trim().parse().expect("a process id");
+        let gone = async {
+            while crate::process::began(engine).is_some() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(DEADLINE, gone).await.expect("what it has started is killed, too");
+        supervisor.finish(Duration::ZERO, &Shutdown::new()).await;
+    });
+}
+
+#[test]
+fn a_server_that_answers_stays_and_ends_with_the_run() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let limit = Duration::from_secs(10);
+    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    runtime().block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let port = listener.local_addr().expect("an address").port();
+        let answering = tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.expect("a connection");
+                let mut head = [0; 1024];
+                let _ = tokio::io::AsyncReadExt::read(&mut stream, &mut head).await;
+                let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, answer.as_bytes()).await;
+            }
+        });
+        let gate = crate::servers::Gate { port, limit };
+        timeout(DEADLINE, gate.passed()).await.expect("it answers");
+        assert!(timeout(Duration::from_millis(300), gate.missed()).await.is_err());
+        // No worker dismisses a server: it is asked to end when the run is over.
+        let command = WorkerCommand { gate: Some(gate), ..script("vllm-0", "exec sleep 600") };
+        let supervisor = Supervisor::start(vec![command], dir.path());
+        sleep(Duration::from_millis(200)).await;
+        let ending = Instant::now();
+        supervisor.finish(Duration::from_secs(60), &Shutdown::new()).await;
+        assert!(ending.elapsed() < Duration::from_secs(30), "it was waited for");
+        answering.abort();
+    });
 }

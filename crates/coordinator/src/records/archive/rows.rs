@@ -94,7 +94,10 @@ impl<'a> Row<'a> {
         let prompt_tokens = if is_first { problem.prompt_tokens.as_slice() } else { &[] };
         let sample = SampleId { group: of.group, index: of.index };
         match of.sample.content() {
-            Ok(sample) => Ok(Some(Self { of, problem, prompt_tokens, sample })),
+            // Routes are not archived: they take many times the rest of a sample, and a part of a round is in memory at once.
+            Ok(sample) => {
+                Ok(Some(Self { of, problem, prompt_tokens, sample: Sample { routes: Vec::new(), ..sample } }))
+            }
             Err(error) if error.is_damage() => {
                 tracing::warn!(%sample, "a sample was not archived: {error}");
                 Ok(None)

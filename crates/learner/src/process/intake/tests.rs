@@ -49,12 +49,13 @@ fn own() -> Vec<v1::SequenceData> {
         rollout_logprobs: vec![-1.0; entry.1.answer_tokens as usize],
         version: 3,
         sampled_logprobs: vec![-0.5; if entry.0.is_multiple_of(2) { 0 } else { entry.1.answer_tokens as usize }],
+        routes: vec![entry.0 as u8; entry.1.answer_tokens as usize - 1].into(),
     };
     (0..).zip(index()).filter(|(_, entry)| entry.rank == 1).map(data).collect()
 }
 
 fn prompt(group_id: u64) -> v1::GroupPrompt {
-    v1::GroupPrompt { group_id, tokens: vec![9, 9] }
+    v1::GroupPrompt { group_id, tokens: vec![9, 9], routes: vec![group_id as u8; 2].into() }
 }
 
 /// The batch in six pieces: two of the index, then sequences 1; 2; 4 and 5; 7.
@@ -84,10 +85,12 @@ fn pieces_become_the_batch() {
     assert_eq!((batch.step, batch.index.len(), batch.mini_batches()), (3, 8, 2));
     let positions: Vec<usize> = batch.sequences.iter().map(|sequence| sequence.position).collect();
     assert_eq!(positions, [1, 2, 4, 5, 7]);
-    assert_eq!(batch.prompts.len(), 4);
+    assert_eq!((batch.prompts.len(), batch.prompt_routes.len()), (4, 4));
+    assert!(batch.prompt_routes.iter().all(|(group, routes)| *routes == [*group as u8; 2]));
     for sequence in &batch.sequences {
         assert_eq!(sequence.tokens, vec![sequence.position as u32; 1 + sequence.position]);
         assert_eq!(sequence.behaviour_logprobs().len(), sequence.tokens.len());
+        assert_eq!(sequence.routes, vec![sequence.position as u8; sequence.position]);
     }
 }
 
@@ -223,7 +226,7 @@ async fn permanent_failures_are_not_retried() {
     let mut contradiction = pieces();
     contradiction[2].sequences[0].tokens.clear();
     let mut large = pieces();
-    large[1].prompts.push(v1::GroupPrompt { group_id: 0, tokens: vec![1 << 20; 4096] });
+    large[1].prompts.push(v1::GroupPrompt { group_id: 0, tokens: vec![1 << 20; 4096], ..Default::default() });
     let cases: [(_, Expected); 5] = [
         (ends(Status::failed_precondition("dissolved")), |e| matches!(e, IntakeError::Withdrawn { step: 3 })),
         (ends(Status::not_found("who?")), |e| matches!(e, IntakeError::Unknown)),

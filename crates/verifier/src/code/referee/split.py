@@ -1,44 +1,22 @@
-"""Decides assertions about a program in a process that the program never ran in.
-
-`split` says which expressions of an assertion have to be evaluated by the program: its outermost calls. `judge` puts the values that the
-program claims in their place, and evaluates what is left. Reads one JSON text on standard input, and writes one.
-"""
-
-import ast, builtins, json, sys
-
-
-class Unsupported(Exception):
-    pass
-
-
-def known_names(setup):
-    namespace = {}
-    exec(compile(setup, "setup", "exec"), namespace)
-    return set(namespace) | set(dir(builtins)), namespace
-
-
-def root(node):
-    while isinstance(node, (ast.Attribute, ast.Call, ast.Subscript)):
-        node = node.func if isinstance(node, ast.Call) else node.value
-    return node.id if isinstance(node, ast.Name) else None
-
-
 class Cut(ast.NodeTransformer):
     """Takes the program's expressions out of an assertion, in order."""
 
-    def __init__(self, known):
-        self.known, self.taken, self.bound = known, [], []
+    def __init__(self, known, modules):
+        # Names of the assertion that the program does not have.
+        self.known, self.taken, self.bound = known, [], [modules]
 
     def take(self, node):
         used = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
-        if any(used & names for names in self.bound):
-            raise Unsupported("it calls the program within a comprehension or a lambda")
+        called = node
+        while isinstance(called, ast.Subscript):
+            called = called.value
+        if any(used & names for names in self.bound) or not isinstance(called, ast.Call):
+            raise Unsplit
         self.taken.append(ast.unparse(node))
         return ast.copy_location(ast.Name(id=f"__value_{len(self.taken) - 1}", ctx=ast.Load()), node)
 
     def is_own(self, node):
-        name = root(node)
-        return name is not None and name not in self.known and not any(name in names for names in self.bound)
+        return is_program(node, self.known, lambda name: any(name in names for names in self.bound))
 
     def visit_Call(self, node):
         return self.take(node) if self.is_own(node) else self.generic_visit(node)
@@ -47,6 +25,9 @@ class Cut(ast.NodeTransformer):
 
     def visit_Name(self, node):
         return self.take(node) if isinstance(node.ctx, ast.Load) and self.is_own(node) else node
+
+    def visit_NamedExpr(self, node):
+        raise Unsplit
 
     def within(self, node, names):
         self.bound.append(names)
@@ -64,11 +45,11 @@ class Cut(ast.NodeTransformer):
     visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = comprehension
 
 
-def cut(text, known):
+def cut(text, known, modules):
     body = ast.parse(text).body
     if len(body) != 1 or not isinstance(body[0], ast.Assert):
-        raise Unsupported("it is not one assertion")
-    cutting = Cut(known)
+        raise Unsplit
+    cutting = Cut(known, modules)
     test = cutting.visit(body[0].test)
     if not cutting.taken:
         raise Unsupported("it does not call the program")
@@ -97,16 +78,20 @@ def decoded(value):
 
 
 def shown(value):
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:
+        # The interpreter refuses to write an integer of thousands of digits.
+        text = f"a value of the class {type(value).__name__}"
     return text if len(text) <= 200 else text[:200] + "…"
 
 
-def judged(text, values, known, namespace):
-    test, taken = cut(text, known)
+def judged(text, values, known, modules, namespace):
+    test, taken = cut(text, known, set(modules))
     if len(taken) != len(values):
         raise ValueError("there are as many values as calls")
     try:
-        scope = dict(namespace)
+        scope = {**namespace, **modules}
         scope.update({f"__value_{number}": decoded(value) for number, value in enumerate(values)})
         code = compile(test, "assertion", "eval")
         said = {"passed": bool(eval(code, scope)), "got": ", ".join(shown(scope[f"__value_{n}"]) for n in range(len(values)))}
@@ -116,22 +101,3 @@ def judged(text, values, known, namespace):
         return said
     except Exception as error:
         return {"passed": False, "got": f"{type(error).__name__}: {str(error)[:200]}"}
-
-
-def main():
-    sys.setrecursionlimit(5000)
-    order = json.load(sys.stdin)
-    known, namespace = known_names(order["setup"])
-    answers = []
-    for entry in order["assertions"]:
-        try:
-            if "values" in entry:
-                answers.append(judged(entry["text"], entry["values"], known, namespace))
-            else:
-                answers.append({"calls": cut(entry["text"], known)[1]})
-        except (Unsupported, SyntaxError) as error:
-            answers.append({"unsupported": str(error)})
-    json.dump(answers, sys.stdout)
-
-
-main()
