@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| pacs_fuzz::any_calls(bytes));
+libfuzzer_sys::fuzz_target!(init: pacs_fuzz::ignore_broken_pipes(), |bytes: &[u8]| pacs_fuzz::any_calls(bytes));

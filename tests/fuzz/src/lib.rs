@@ -26,6 +26,14 @@ mod support;
 #[cfg(feature = "coordinator")]
 const MOST_CALLS: usize = 400;
 
+/// Makes writes to a closed connection an error, as the runtime of a Rust program does before `main`: the fuzzer's `main` is none, so the first
+/// coordinator that is killed would end it.
+#[cfg(feature = "coordinator")]
+pub fn ignore_broken_pipes() {
+    // SAFETY: no handler is installed, and no other thread runs yet.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
 /// Makes the calls that an input says against a coordinator of its own, and starts another one in what they leave.
 #[cfg(feature = "coordinator")]
 pub fn any_calls(bytes: &[u8]) {
