@@ -554,7 +554,7 @@ async fn generate(body: &Value, state: &Mutex<StubState>) -> Result<Answer> {
         return good(json!({"choices": [choice], "prompt_token_ids": prompt, "prompt_logprobs": scored}));
     }
     if params["seed"].is_null() {
-        // Nobody reads the one token.
+        // The one token is not used.
         let label = lock(state).label.clone();
         let choice = json!({
             "index": 0, "finish_reason": "length", "stop_reason": null, "token_ids": [1], "logprobs": null,

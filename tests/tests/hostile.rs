@@ -119,7 +119,7 @@ fn bad_samples(version: u64) -> Vec<(&'static str, v1::Sample, Vec<&'static str>
         ("more text than tokens", with(|s| s.text = "x".repeat(20_000)), vec!["text", "4096"]),
         ("no finish", with(|s| s.finish = 0), vec!["finish"]),
         (
-            "routes that nobody asked for",
+            "routes that were not asked for",
             with(|s| s.routes = vec![0; 4].into()),
             vec!["routes", "rollout.router_replay"],
         ),

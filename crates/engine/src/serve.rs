@@ -18,7 +18,7 @@ use crate::{Output, RolloutEngine, ServeError};
 pub struct LeaseTerms {
     /// Most samples on lease, whatever the engine has room for.
     pub most_samples: usize,
-    /// Whether samples that are trained on record their experts. Those of evaluations do not: nobody replays them.
+    /// Whether samples that are trained on record their experts. Those of evaluations do not, because they are not replayed.
     pub records_routes: bool,
 }
 

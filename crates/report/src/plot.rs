@@ -25,7 +25,7 @@ struct Frame {
 }
 
 const FILE: Frame = Frame { width: WIDTH, height: HEIGHT, left: LEFT, right: RIGHT, top: TOP, bottom: BOTTOM };
-/// As wide as a column of a page, because a file that is scaled down to that has letters that nobody can read.
+/// As wide as a column of a page, because letters of a wider file are illegible when it is scaled down.
 const INLINE: Frame = Frame { width: 440.0, height: 220.0, left: 52.0, right: 10.0, top: 8.0, bottom: 24.0 };
 
 /// A line plot with shaded intervals, written as an SVG file. Text uses the reader's own sans-serif font, so that

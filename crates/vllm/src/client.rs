@@ -326,7 +326,7 @@ impl Client {
     }
 }
 
-/// Parameters of a request whose answer is one token, which nobody reads.
+/// Parameters of a request whose answer is one token, which is not used.
 fn of_one_token() -> SamplingParams<'static> {
     SamplingParams {
         n: 1,

@@ -58,7 +58,7 @@ pub(crate) struct Seat {
     samples: u64,
     discarded: u64,
     useless_in_a_row: u32,
-    /// When it answered a request last, in whatever way.
+    /// When it answered a request last, be the answer useful or not.
     answered: Option<Instant>,
     held_until: Option<Instant>,
     error: String,
@@ -130,7 +130,7 @@ impl Seat {
     }
 
     /// Notes the end of a request that began at `began`. A server that lets one pass its deadline, and has answered no other one
-    /// meanwhile, generates nothing, whatever it answers to questions: its driver takes it out of service.
+    /// meanwhile, generates nothing, although it answers other calls: its driver takes it out of service.
     pub(crate) fn ended(&mut self, fault: Option<&Fault>, began: Instant, now: Instant) {
         match fault {
             Some(late @ Fault::Late { .. }) if self.answered.is_none_or(|last| last < began) => {

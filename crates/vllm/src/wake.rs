@@ -19,7 +19,7 @@ impl Wake {
         self.notify.notify_one();
     }
 
-    /// Has the driver take the server out of service for this, whatever it answers to questions.
+    /// Has the driver take the server out of service for this, even if it answers other calls.
     pub(crate) fn accuse(&self, fault: Fault) {
         *self.accusation.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
         self.call();

@@ -3,6 +3,9 @@
 #![allow(missing_docs, reason = "a target is one function of bytes")]
 
 #[cfg(feature = "coordinator")]
+use nix::sys::signal::{SigSet, Signal};
+
+#[cfg(feature = "coordinator")]
 #[path = "../../../crates/coordinator/tests/service/calls.rs"]
 mod calls;
 #[cfg(feature = "data")]
@@ -30,8 +33,9 @@ const MOST_CALLS: usize = 400;
 /// coordinator that is killed would end it.
 #[cfg(feature = "coordinator")]
 pub fn ignore_broken_pipes() {
-    // SAFETY: no handler is installed, and no other thread runs yet.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    // Threads inherit the mask of the one that starts them.
+    let pipe: SigSet = [Signal::SIGPIPE].into_iter().collect();
+    pipe.thread_block().expect("the mask of this thread can be changed");
 }
 
 /// Makes the calls that an input says against a coordinator of its own, and starts another one in what they leave.

@@ -142,10 +142,10 @@ fn fill(template: &str, values: &[(String, Value)]) -> String {
     let (mut filled, mut rest) = (String::new(), template);
     while let Some((before, after)) = rest.split_once('@') {
         filled.push_str(before);
-        match after.split_once('@').and_then(|(key, behind)| Some((find(key)?, behind))) {
-            Some((value, behind)) => {
+        match after.split_once('@').and_then(|(key, tail)| Some((find(key)?, tail))) {
+            Some((value, tail)) => {
                 filled.push_str(value);
-                rest = behind;
+                rest = tail;
             }
             None => {
                 filled.push('@');

@@ -1,5 +1,5 @@
 //! Supervises the worker processes of this machine: starts them, restarts them when they die, and ends them with the run. vLLM servers
-//! are supervised in the same way; they have to answer some time after each start, and nobody dismisses them.
+//! are supervised in the same way; they have to answer within a deadline after each start, and no coordinator dismisses them.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

@@ -70,7 +70,7 @@ mod tests {
         let listener = TcpListener::bind((HOST, 0)).await.expect("a free port");
         let port = listener.local_addr().expect("an address").port();
         let answering = tokio::spawn(async move {
-            // Enough for a while, and then nobody listens.
+            // Answers for a while, then closes.
             for _ in 0..5 {
                 let (mut stream, _) = listener.accept().await.expect("a connection");
                 let mut head = [0; 1024];

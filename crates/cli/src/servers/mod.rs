@@ -76,7 +76,7 @@ fn seats(spec: &JobSpec, server: &VllmServerSpec, name: &str) -> Result<Vec<Seat
     Ok(ports.into_iter().enumerate().map(seat).collect())
 }
 
-/// Keeps the servers running, and the worker next to them once each has answered. Whatever ends first, the servers end last.
+/// Keeps the servers running, and the worker next to them once each has answered. The servers end last in every case.
 async fn serve(
     commands: Vec<WorkerCommand>,
     endpoints: &[String],

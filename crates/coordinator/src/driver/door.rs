@@ -115,7 +115,9 @@ impl Door {
         match (&self.routes, purpose) {
             (Some(shape), Purpose::Train) => shape.check(routes, routes.len() / shape.token_bytes()),
             (Some(_), Purpose::Evaluate) | (None, _) if routes.is_empty() => Ok(()),
-            (Some(_), Purpose::Evaluate) => Err("is not empty, and nobody replays those of an evaluation".to_owned()),
+            (Some(_), Purpose::Evaluate) => {
+                Err("is not empty, and routes of an evaluation are not replayed".to_owned())
+            }
             (None, _) => Err("is not empty, and `rollout.router_replay` of the job is off".to_owned()),
         }
     }
@@ -278,10 +280,10 @@ mod tests {
         ] {
             assert_eq!(refused(routes), ("routes", problem.to_owned()));
         }
-        let of_evaluation = check(&routed, &[0, 7, 3, 1], Purpose::Evaluate).expect_err("nobody replays it");
+        let of_evaluation = check(&routed, &[0, 7, 3, 1], Purpose::Evaluate).expect_err("evaluations are not replayed");
         assert_eq!(of_evaluation.0, "routes");
         assert_eq!(check(&routed, &[], Purpose::Evaluate), Ok(()));
-        let (field, problem) = check(&door(""), &[0, 7, 3, 1], Purpose::Train).expect_err("nobody asked");
+        let (field, problem) = check(&door(""), &[0, 7, 3, 1], Purpose::Train).expect_err("the job records no routes");
         assert!(field == "routes" && problem.contains("`rollout.router_replay` of the job is off"), "{problem}");
 
         // Five tokens of a prompt, and three of the four of its answer.

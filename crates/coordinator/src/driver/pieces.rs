@@ -128,7 +128,7 @@ impl Pieces {
         sample.routes.split_off(sample.routes.len().saturating_sub(of_answer))
     }
 
-    /// Routes of the prompt of the group whose sequence is at `position`: those that its first sample recorded, on whatever rank that is, so
+    /// Routes of the prompt of the group whose sequence is at `position`: those that its first sample recorded, on any rank, so
     /// that the prompt is computed by the same experts everywhere. `own` are those of the sequence itself.
     ///
     /// The samples of a group have different ones only where its prompt was computed several times: by several workers, or before and
@@ -229,7 +229,7 @@ mod tests {
                 for prompt in piece.prompts {
                     assert_eq!(prompt.tokens, [prompt.group_id as u32; 3]);
                     // The first sample of a group has twice the group's number as position.
-                    assert_eq!(prompt.routes, vec![100 + 2 * prompt.group_id as u8; 2 * 3], "on whatever rank that is");
+                    assert_eq!(prompt.routes, vec![100 + 2 * prompt.group_id as u8; 2 * 3], "on any rank");
                     assert!(prompts.insert(prompt.group_id), "a prompt comes once");
                 }
                 for data in piece.sequences {

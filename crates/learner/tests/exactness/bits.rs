@@ -3,29 +3,18 @@
 use std::collections::BTreeMap;
 
 use pacs_algo::{Objective, PolicyConfig, dr_grpo, grpo, ppo};
-use pacs_learner::{SampleSignal, TrainBatch, TrainerSettings};
+use pacs_learner::{SampleSignal, TrainerSettings};
 use pacs_shape::{Division, Sharding};
 use pacs_spec::OptimizerSpec;
 use pacs_torch::tch::{self, Kind, Tensor};
 
 use crate::support::{
-    GROUP_SIZE, GROUPS, PACS, assert_close, descent, golden, on_ranks, settings, share, trainer, weights, whole_batch,
+    GROUP_SIZE, GROUPS, PACS, assert_close, descent, golden, on_ranks, settings, share, trainer, units, weights,
+    whole_batch,
 };
 
 const STEPS: u64 = 2;
 const MINI_BATCHES: usize = 2;
-
-/// One rank's share of a batch whose units hold parts of groups, dealt out unit by unit.
-fn units(step: u64, rank: usize, ranks: usize) -> TrainBatch {
-    let mut batch = whole_batch(step, MINI_BATCHES);
-    for (position, entry) in batch.index.iter_mut().enumerate() {
-        let unit = position / 3;
-        (entry.unit, entry.rank) = (Some(unit), (5 * unit + step as usize) % ranks);
-    }
-    let index = &batch.index;
-    batch.sequences.retain(|sequence| index[sequence.position].rank == rank);
-    batch
-}
 
 /// What training ends with.
 struct Trained {
@@ -44,7 +33,8 @@ fn train(model: &str, kind: Kind, (ranks, threads): (usize, i32), settings: &Tra
         tch::set_num_threads(threads);
         let (mut norm, mut signals) = (f64::NAN, Vec::new());
         for step in 1..=STEPS {
-            let report = trainer.train(&units(step, rank, ranks), collective).expect("trains");
+            let report =
+                trainer.train(&units(whole_batch(step, MINI_BATCHES), step, rank, ranks), collective).expect("trains");
             norm = report.metrics["grad_norm"];
             signals.extend(report.signals.into_iter().map(|signal| (step, signal)));
         }
@@ -147,7 +137,7 @@ fn a_batch_without_units_and_a_gradient_without_end_are_refused() {
     assert!(problem.contains("has no unit, and `resources.deterministic` is on"), "{problem}");
 
     // Integer sums would wrap around unnoticed.
-    let mut batch = units(1, 0, 1);
+    let mut batch = units(whole_batch(1, MINI_BATCHES), 1, 0, 1);
     batch.index.iter_mut().for_each(|entry| entry.reward = if entry.label > 0.5 { 1e12 } else { -1e12 });
     let settings = TrainerSettings { objective: Objective::Policy(dr_grpo(12.0)), deterministic: true, ..descent() };
     let mut trainer = crate::support::trainer(&golden("llama3"), settings, Kind::Float);

@@ -1,4 +1,4 @@
-//! Router replay: the recorded experts compute a token on whatever rank, in whatever pass, and as often as it is computed.
+//! Router replay: the recorded experts compute a token on every rank, in every pass, and each time that it is computed.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use pacs_shape::{Division, Sharding};
 use pacs_torch::tch::{self, Device, Kind, Tensor, no_grad};
 use pacs_types::mix;
 
-use crate::support::{assert_close, descent, golden, on_ranks, share, trainer, weights, whole_batch};
+use crate::support::{assert_close, descent, golden, on_ranks, share, trainer, units, weights, whole_batch};
 
 const MODEL: &str = "qwen3_moe";
 const STEPS: u64 = 2;
@@ -29,7 +29,7 @@ fn replaying(settings: TrainerSettings) -> TrainerSettings {
     TrainerSettings { router_replay: true, ..settings }
 }
 
-/// Two of eight experts for each token and layer, whatever a router would choose.
+/// Two of eight experts for each token and layer, chosen without a router.
 fn made_up(key: u64, tokens: usize) -> Vec<u8> {
     let (shape, mut bytes) = (shape(), Vec::new());
     for token in 0..tokens as u64 {
@@ -85,19 +85,9 @@ fn train(ranks: usize, settings: &TrainerSettings) -> (Tensor, f64) {
         let mut trainer = trainer(&golden(MODEL), TrainerSettings { division, ..settings.clone() }, Kind::Float);
         let mut mismatch = f64::NAN;
         for step in 1..=STEPS {
-            let mut batch = routed(step);
             let batch = match settings.deterministic {
-                false => share(batch, rank, ranks),
-                true => {
-                    // Units hold parts of groups, so that prompts stand on several ranks.
-                    for (position, entry) in batch.index.iter_mut().enumerate() {
-                        let unit = position / 3;
-                        (entry.unit, entry.rank) = (Some(unit), (5 * unit + step as usize) % ranks);
-                    }
-                    let index = &batch.index;
-                    batch.sequences.retain(|sequence| index[sequence.position].rank == rank);
-                    batch
-                }
+                false => share(routed(step), rank, ranks),
+                true => units(routed(step), step, rank, ranks),
             };
             let metrics = trainer.train(&batch, collective).expect("trains").metrics;
             mismatch = metrics.get("router_mismatch").copied().unwrap_or(f64::NAN);

@@ -108,6 +108,17 @@ pub(crate) fn share(mut batch: TrainBatch, rank: usize, ranks: usize) -> TrainBa
     batch
 }
 
+/// One rank's share of a batch whose units hold parts of groups, dealt out unit by unit, so that prompts stand on several ranks.
+pub(crate) fn units(mut batch: TrainBatch, step: u64, rank: usize, ranks: usize) -> TrainBatch {
+    for (position, entry) in batch.index.iter_mut().enumerate() {
+        let unit = position / 3;
+        (entry.unit, entry.rank) = (Some(unit), (5 * unit + step as usize) % ranks);
+    }
+    let index = &batch.index;
+    batch.sequences.retain(|sequence| index[sequence.position].rank == rank);
+    batch
+}
+
 /// Runs every rank of a world on a thread of its own, and returns the results by rank.
 pub(crate) fn on_ranks<T: Send>(ranks: usize, run: impl Fn(usize, &mut dyn Collective) -> T + Sync) -> Vec<T> {
     on_rings(ranks, |rank, mut ring| run(rank, &mut ring))

@@ -82,7 +82,7 @@ fn variable(place: usize, name: &str) -> String {
     format!("            - {{name: {name}, value: @value_{place}@}}")
 }
 
-/// A text of the job that becomes a scalar, whatever it holds. Kubernetes would replace `$(NAME)` by a variable.
+/// Any text of the job as one scalar. `$` is doubled: Kubernetes would replace `$(NAME)` by a variable.
 fn any(key: String, text: String) -> (String, Value) {
     let meant = text.replace('$', "$$");
     let written = quoted(&meant);
